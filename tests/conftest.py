@@ -1,0 +1,73 @@
+"""Fixtures: real MNIST where it lies in data/, and a small synthetic data set that trains in a second."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import cli
+import data
+import train
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def mnist_dir():
+    """The folder of the real MNIST; skips where it is not there."""
+    folder = ROOT / "data"
+    if not list((folder / "MNIST" / "raw").glob("t10k-labels-idx1-ubyte*")):
+        pytest.skip("real MNIST is not in data/MNIST/raw; `python train.py` downloads it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_dir(tmp_path_factory):
+    """A data folder whose synthetic data set has 700 training and 150 test images."""
+    folder = tmp_path_factory.mktemp("small")
+    data.save_synthetic(folder / "synthetic" / "train.npz", *data.make_synthetic(700, seed=3))
+    data.save_synthetic(folder / "synthetic" / "test.npz", *data.make_synthetic(150, seed=4))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small(small_dir):
+    """(images, digits) of the small training set."""
+    return data.load_synthetic(small_dir, train=True)
+
+
+@pytest.fixture(scope="session")
+def small_flags(small_dir):
+    """Flags of train.py for a run of a second on the small data set."""
+    flags = "--dataset synthetic --model tiny --epochs 2 --val-size 100 --batch-size 64 --run-name run --device cpu"
+    return [*flags.split(), "--data-dir", str(small_dir)]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Call a script's main in an empty folder: run(train, "--epochs", 1) -> (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(script, *argv):
+        monkeypatch.setattr("sys.argv", [f"{script.__name__}.py"])  # argparse names the script in its errors
+        try:
+            status = cli.run_script(script.main, [*map(str, argv)])
+        except SystemExit as stop:  # argparse
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def trained(small_flags, tmp_path_factory):
+    """A folder with the finished run "run" on the small data set."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert cli.run_script(train.main, [*small_flags, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _same_start():
+    """Every test begins with the same global generator."""
+    torch.manual_seed(0)

@@ -1,0 +1,119 @@
+"""The data: what an example is, that nothing but (seed, epoch) decides it, and that wrong files do not get in."""
+
+import numpy as np
+import pytest
+import torch
+
+import data
+
+
+def test_an_example_is_image_and_addend_to_digit_and_sum(small):
+    dataset = data.RandomAddendDataset(*small, seed=0)
+    image, addend, digit, sum_target = dataset[5]
+    assert image.shape == (1, 28, 28) and image.dtype == torch.float32
+    assert addend.dtype == digit.dtype == sum_target.dtype == torch.int64
+    assert digit == small[1][5] and sum_target == digit + addend
+
+
+@pytest.mark.parametrize("addends_per_image", [1, 4, 10])
+def test_all_ten_addends_are_drawn_equally_often(addends_per_image):
+    addends = data.draw_addends(60_000, addends_per_image, seed=0, epoch=0)
+    counts = torch.bincount(addends.flatten(), minlength=10)
+    expected = addends.numel() / 10
+    # five standard deviations of a binomial count
+    assert len(counts) == 10 and (counts - expected).abs().max() < 5 * (expected * 0.9) ** 0.5
+
+
+@pytest.mark.parametrize("addends_per_image", [2, 10])
+def test_the_addends_of_an_image_differ(addends_per_image):
+    addends = data.draw_addends(1000, addends_per_image, seed=0, epoch=0)
+    assert all(len(set(row)) == addends_per_image for row in addends.tolist())
+
+
+def test_addends_depend_on_seed_and_epoch_alone():
+    first = data.draw_addends(1000, 1, seed=0, epoch=0)
+    torch.manual_seed(99)
+    assert torch.equal(first, data.draw_addends(1000, 1, seed=0, epoch=0))
+    assert not torch.equal(first, data.draw_addends(1000, 1, seed=0, epoch=1))
+    assert not torch.equal(first, data.draw_addends(1000, 1, seed=1, epoch=0))
+
+
+@pytest.mark.parametrize("augment", [0.0, 1.0])
+@pytest.mark.parametrize("addends_per_image", [1, 3])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_and_data_loader_give_the_same_examples(small, addends_per_image, augment, workers):
+    dataset = data.RandomAddendDataset(*small, 7, addends_per_image, augment)
+    dataset.set_epoch(3)
+    order = data.draw_order(len(dataset), 7, 3).tolist()
+    loader = torch.utils.data.DataLoader(dataset, batch_size=64, sampler=order, num_workers=workers)
+    batches = data.Batches(*small, 64, 7, addends_per_image, augment)
+    assert len(batches) == len(loader)
+    for ours, theirs in zip(batches.epoch(3), loader, strict=True):
+        torch.testing.assert_close(ours[0], theirs[0])  # the image, to rounding
+        for mine, other in zip(ours[1:], theirs[1:], strict=True):
+            assert torch.equal(mine, other)
+
+
+def test_an_epoch_shows_every_image_once_the_last_batch_included(small):
+    batches = data.Batches(*small, batch_size=64)
+    sizes = [len(digit) for _, _, digit, _ in batches.epoch(0)]
+    assert sizes == [64] * 10 + [60]
+    assert torch.equal(data.draw_order(700, 0, 0).sort().values, torch.arange(700))
+
+
+def test_split_is_fixed_and_without_overlap():
+    training, validation = data.split_indices(60_000, 5000)
+    assert (len(training), len(validation)) == (55_000, 5000)
+    assert len(torch.cat([training, validation]).unique()) == 60_000
+    assert validation[:3].tolist() == data.split_indices(60_000, 5000)[1][:3].tolist()
+
+
+def test_prepare_normalises_and_a_warp_of_strength_0_changes_nothing(small):
+    images = small[0][:50]
+    plain = data.prepare(images)
+    assert plain.min() == pytest.approx(-data.MEAN / data.STD) and plain.max() < (1 - data.MEAN) / data.STD + 1e-6
+    torch.testing.assert_close(data.prepare(images, data.draw_warps(50, 0.0, 0, 0)), plain, atol=1e-4, rtol=0)
+    assert (data.prepare(images, data.draw_warps(50, 1.0, 0, 0)) - plain).abs().max() > 0.5
+
+
+def test_a_warp_shifts_by_at_most_two_pixels_and_keeps_black_outside():
+    dot = torch.zeros(200, 1, 28, 28, dtype=torch.uint8)
+    dot[:, :, 13:15, 13:15] = 255
+    bent = data.prepare(dot, data.draw_warps(200, 1.0, 0, 0)) * data.STD + data.MEAN
+    rows, columns = (bent.squeeze(1) > 0.3).any(0).nonzero().unbind(1)
+    assert 10 <= rows.min() <= 11 and 16 <= rows.max() <= 17 and 10 <= columns.min() and columns.max() <= 17
+    assert bent[:, :, 0].abs().max() < 1e-6
+
+
+def test_synthetic_digits_are_reproducible_and_can_be_told_apart():
+    images, digits = data.make_synthetic(2000, seed=5)
+    again, _ = data.make_synthetic(2000, seed=5)
+    assert images.shape == (2000, 28, 28) and images.dtype == np.uint8 and np.array_equal(images, again)
+    assert np.bincount(digits, minlength=10).min() > 130
+    other, other_digits = data.make_synthetic(500, seed=6)  # other hands
+    known, asked = (torch.from_numpy(x).flatten(1).float() for x in (images, other))
+    nearest = torch.cdist(asked, known).argmin(dim=1).numpy()
+    assert (digits[nearest] == other_digits).mean() > 0.8
+
+
+def test_synthetic_cache_is_made_anew_where_it_is_damaged(small_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "make_synthetic", lambda count, seed: (np.zeros((3, 28, 28), np.uint8), np.arange(3)))
+    path = tmp_path / "synthetic" / "train.npz"
+    assert len(data.load_synthetic(tmp_path, train=True)[0]) == 3
+    data.save_synthetic(path, np.zeros((4, 28, 28), np.uint8), np.arange(4))
+    assert len(data.load_synthetic(tmp_path, train=True)[0]) == 4  # read, not made
+    content = bytearray(path.read_bytes())
+    content[1500] ^= 1
+    path.write_bytes(content)
+    assert len(data.load_synthetic(tmp_path, train=True)[0]) == 3
+
+
+def test_mnist_is_mnist(mnist_dir):
+    images, digits, name = data.load_digits("auto", mnist_dir, train=True)
+    assert name == "mnist" and images.shape == (60_000, 1, 28, 28) and images.dtype == torch.uint8
+    pixels = images.double() / 255
+    assert pixels.mean().item() == pytest.approx(data.MEAN, abs=1e-4)
+    assert pixels.std().item() == pytest.approx(data.STD, abs=1e-4)
+    assert torch.bincount(digits).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    images, digits, _ = data.load_digits("mnist", mnist_dir, train=False)
+    assert images.shape == (10_000, 1, 28, 28) and digits[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
