@@ -1,0 +1,102 @@
+"""What the scripts' command lines share: argument types, the choice of the device, errors in one line.
+
+A script ends with `sys.exit(run_script(main))`. Exit status 0: done; 2: a wrong input, one line on stderr says what is
+wrong and what to do; 130: Ctrl-C.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import torch
+
+from checkpoint import CheckpointError
+from data import DataError
+
+
+class UserError(Exception):
+    """Something that the user can mend; the message is one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that shows defaults, takes no abbreviations and complains in one line."""
+
+    def __init__(self, description):
+        super().__init__(
+            description=description,
+            allow_abbrev=False,
+            formatter_class=lambda prog: HelpFormatter(prog, max_help_position=36, width=110),
+        )
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message} (see python {self.prog} --help)\n")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """The description as it is written, and every default."""
+
+
+def run_script(main, argv=None):
+    """Call `main(argv)` and return the exit status; errors of the user and of the machine become one line on stderr."""
+    prog = Path(sys.argv[0]).name
+    try:
+        return main(argv) or 0
+    except (UserError, DataError, CheckpointError) as error:
+        message = str(error)
+    except OSError as error:
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except (MemoryError, torch.OutOfMemoryError):
+        message = "not enough memory; a smaller --batch-size or --model needs less"
+    except RuntimeError as error:
+        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        message = "not enough memory; a smaller --batch-size or --model needs less"
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 130
+    print(f"{prog}: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def integer(low, high=None):
+    """An argparse type: a whole number from `low` to `high`."""
+
+    def parse(text):
+        value = int(text)
+        if value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"{text} is not {span(low, high)}")
+        return value
+
+    parse.__name__ = "whole number"
+    return parse
+
+
+def real(low, high=math.inf, above=False):
+    """An argparse type: a finite number from `low` to `high`; with `above`, greater than `low`."""
+
+    def parse(text):
+        value = float(text)
+        if not math.isfinite(value) or value < low or value > high or (above and value == low):
+            raise argparse.ArgumentTypeError(f"{text} is not {'above ' + str(low) if above else span(low, high)}")
+        return value
+
+    parse.__name__ = "number"
+    return parse
+
+
+def span(low, high):
+    """The range in words."""
+    return f"at least {low}" if high in (None, math.inf) else f"from {low} to {high}"
+
+
+def choose_device(name):
+    """The torch.device for `--device`; auto takes CUDA, then MPS, then the CPU. Raises UserError if it is absent."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind in there if there[kind])
+    if not there[name]:
+        raise UserError(
+            f"--device {name}: this machine or this build of PyTorch has no {name.upper()}; try --device auto"
+        )
+    return torch.device(name)

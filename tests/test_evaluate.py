@@ -1,0 +1,104 @@
+"""The scores: counted pair by pair, over all of them, without touching anything."""
+
+import json
+
+import pytest
+import torch
+
+import evaluate
+from evaluate import interval, predict_pairs, score
+from model import build_model
+
+
+def predictions(digits):
+    """Right answers for every pair."""
+    return digits.unsqueeze(1).expand(-1, 10).clone(), digits.unsqueeze(1) + torch.arange(10)
+
+
+def test_right_answers_score_one():
+    scores = score(*predictions(torch.arange(10)), torch.arange(10))
+    assert scores["pairs"] == 100 and scores["joint_accuracy"] == scores["head_agreement"] == 1.0
+    assert scores["joint_misses"] == 0 and scores["images_all_right"] == 10
+    assert scores["confused_digits"] == [] and scores["sum_accuracy_given_digit_wrong"] is None
+
+
+def test_joint_is_counted_not_multiplied():
+    digits = torch.arange(10)
+    digit_predictions, sum_predictions = predictions(digits)
+    digit_predictions[0] = 9  # ten pairs with the digit wrong
+    sum_predictions[0, :5] = 18  # five of those with the sum wrong too
+    sum_predictions[1, 0] = 18  # and one with the sum alone wrong
+    scores = score(digit_predictions, sum_predictions, digits)
+    assert (scores["digit_misses"], scores["sum_misses"], scores["joint_misses"]) == (10, 6, 11)
+    assert scores["joint_accuracy"] == 0.89 != scores["digit_accuracy"] * scores["sum_accuracy"]
+    assert scores["sum_accuracy_given_digit_right"] == 89 / 90
+    assert scores["sum_accuracy_given_digit_wrong"] == 0.5
+    # agreeing: 89 right pairs, and the pair (0 read as 9, addend 9) answered 18? no: 0 + 9 was answered rightly
+    assert scores["head_agreement"] == 0.89
+    assert scores["images_all_right"] == 8
+    assert scores["joint_accuracy_grid"][0] == [0.0] * 10
+    assert scores["joint_accuracy_grid"][1] == [0.0] + [1.0] * 9
+    assert scores["confused_digits"] == [{"digit": 0, "predicted": 9, "pairs": 10}]
+
+
+def test_heads_can_agree_on_a_wrong_answer():
+    digits = torch.arange(10)
+    wrong = (digits + 1) % 10
+    scores = score(*predictions(wrong), digits)
+    assert scores["head_agreement"] == 1.0 and scores["joint_accuracy"] == 0.0
+
+
+def test_interval_widens_when_the_pairs_of_an_image_fall_together():
+    scattered = torch.ones(1000, 10, dtype=torch.bool)
+    scattered[:100, 0] = False  # 100 misses in 100 images
+    together = torch.ones(1000, 10, dtype=torch.bool)
+    together[:10] = False  # 100 misses in 10 images
+    (low, high), (wide_low, wide_high) = interval(scattered), interval(together)
+    assert low < 0.99 < high and wide_low < 0.99 < wide_high
+    assert wide_high - wide_low > 2.5 * (high - low)
+    assert interval(torch.ones(1000, 10, dtype=torch.bool)) == pytest.approx([1000 / 1003.84, 1.0], abs=1e-4)
+
+
+def test_the_ragged_last_batch_is_counted(small):
+    torch.manual_seed(0)
+    model = build_model("tiny").eval()
+    whole = predict_pairs([model], small[0], batch_size=700)
+    ragged = predict_pairs([model], small[0], batch_size=64)
+    assert whole[0].shape == (700, 10)
+    assert torch.equal(whole[0], ragged[0]) and torch.equal(whole[1], ragged[1])
+
+
+def test_scoring_is_in_eval_mode_and_leaves_no_trace(small):
+    model = build_model("tiny").train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    predict_pairs([model], small[0])
+    assert model.training and torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_an_ensemble_averages_probabilities(small):
+    models = [build_model("tiny").eval() for _ in range(3)]
+    image, addend = evaluate.prepare(small[0][:20]), torch.arange(10).expand(20, 10)
+    mean = torch.stack([model(image, addend)[1].softmax(-1) for model in models]).mean(0)
+    assert torch.equal(predict_pairs(models, small[0][:20])[1], mean.argmax(-1))
+
+
+def test_the_command_prints_and_writes_every_score(run, trained, tmp_path, small_dir):
+    status, out, _ = run(
+        evaluate, "--ckpt", trained / "best.pt", "--data-dir", small_dir, "--json", tmp_path / "s.json"
+    )
+    assert status == 0 and "synthetic test set, tiny: 150 images x 10 addends" in out
+    scores = json.loads((tmp_path / "s.json").read_text())
+    assert scores["pairs"] == 1500 and scores["dataset"] == "synthetic"
+    assert scores["joint_accuracy"] == (1500 - scores["joint_misses"]) / 1500
+    assert f"{100 * scores['joint_accuracy']:.3f} %" in out
+    again = run(evaluate, "--ckpt", trained / "best.pt", "--data-dir", small_dir)
+    assert again[1] == out
+
+
+def test_several_checkpoints_are_an_ensemble(run, trained, small_dir):
+    best = trained / "best.pt"
+    one = run(evaluate, "--ckpt", best, "--data-dir", small_dir)[1]
+    two = run(evaluate, "--ckpt", best, trained / "logs" / "run-best.pt", "--data-dir", small_dir)[1]
+    assert "ensemble of 2" in two and two.splitlines()[2:] == one.splitlines()[2:]
