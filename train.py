@@ -1,0 +1,436 @@
+"""Train a network that takes an MNIST image and a random number and answers with the digit and the sum of the two.
+
+    python train.py --epochs 10 --device cuda
+    python train.py --model tiny --seed 1
+    python train.py --resume last.pt
+
+Writes best.pt (best joint accuracy on 5,000 validation images), last.pt (to go on from), and, under the run's own name,
+logs/RUN.txt, logs/RUN.csv, logs/RUN-best.pt and logs/RUN-last.pt. It ends with the test scores of best.pt and the
+command that scores it again.
+"""
+
+import argparse
+import contextlib
+import csv
+import datetime
+import io
+import math
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+import cli
+from checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from data import DATASETS, MEAN, STD, Batches, generator_for, load_digits, split_indices
+from evaluate import predict_pairs, score, short_report
+from model import SIZES, build_model
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+# What may differ between a run and its continuation; the rest makes the run what it is.
+FREE_ON_RESUME = ("data_dir", "device", "out", "resume")
+HEADINGS = "epoch  learning rate  digit loss  sum loss  val digit %  val sum %  val joint %  seconds"
+
+
+def make_parser():
+    """The command line; every flag is stored in the checkpoint and the log."""
+    parser = cli.Parser(__doc__)
+    run = parser.add_argument_group("the run")
+    run.add_argument("--epochs", type=cli.integer(1), default=10, help="times through the training images")
+    run.add_argument("--seed", type=cli.integer(0, 2**31 - 1), default=0, help="of weights, order, addends, warps")
+    run.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="where to compute")
+    run.add_argument(
+        "--deterministic", action="store_true", help="same bits every time on CUDA too; the CPU needs no flag"
+    )
+    run.add_argument(
+        "--run-name", metavar="NAME", help="names the files in logs/ (default: model, seed, date and time)"
+    )
+    run.add_argument("--out", metavar="FOLDER", default=".", help="where best.pt, last.pt and logs/ go")
+    run.add_argument("--resume", metavar="FILE", help="go on from this last.pt, with the arguments it was started with")
+    data = parser.add_argument_group("the data")
+    data.add_argument("--dataset", choices=DATASETS, default="auto", help="auto: MNIST, else synthetic with a warning")
+    data.add_argument("--data-dir", metavar="FOLDER", default="data", help="where MNIST is, or is downloaded to")
+    data.add_argument(
+        "--val-size", type=cli.integer(0), default=5000, help="images held out to choose best.pt; 0: none"
+    )
+    data.add_argument(
+        "--addends-per-image",
+        type=cli.integer(1, 10),
+        default=10,
+        metavar="K",
+        help="different numbers with each image in a step; 1 is the task's plain form",
+    )
+    data.add_argument(
+        "--augment",
+        type=cli.real(0, 5),
+        default=1.0,
+        metavar="STRENGTH",
+        help="random shift, rotation, scale, shear; 0: none",
+    )
+    model = parser.add_argument_group("the network and its training")
+    model.add_argument("--model", choices=tuple(SIZES), default="base", help="the network's size")
+    model.add_argument("--batch-size", type=cli.integer(1), default=128, help="images in a step")
+    model.add_argument(
+        "--learning-rate", type=cli.real(0, above=True), default=0.01, help="the peak of the one-cycle schedule"
+    )
+    model.add_argument("--weight-decay", type=cli.real(0), default=0.01, help="of AdamW")
+    model.add_argument(
+        "--ema-decay",
+        type=cli.real(0, 0.999999),
+        default=0.999,
+        help="averages the weights over at most 1 / (1 - decay) steps; 0: no average",
+    )
+    model.add_argument(
+        "--label-smoothing", type=cli.real(0, 0.999999), default=0.0, help="share of the target spread over all classes"
+    )
+    model.add_argument("--digit-weight", type=cli.real(0), default=1.0, help="of the digit's loss in the total")
+    model.add_argument("--sum-weight", type=cli.real(0), default=1.0, help="of the sum's loss in the total")
+    return parser
+
+
+def parse_arguments(argv):
+    """(args, state): the arguments, and the checkpoint to go on from or None. Raises UserError on a contradiction."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.digit_weight == args.sum_weight == 0:
+        parser.error("--digit-weight and --sum-weight are both 0: there is nothing to learn")
+    if args.run_name is not None and (not args.run_name.strip() or Path(args.run_name).name != args.run_name):
+        parser.error(f"--run-name {args.run_name!r} must be a plain file name")
+    if args.resume is None:
+        args.run_name = args.run_name or f"{args.model}-s{args.seed}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+        return args, None
+
+    state = load_checkpoint(args.resume)
+    if "optimizer" not in state:
+        raise cli.UserError(f"{args.resume} holds weights only, nothing to go on from; resume from a last.pt")
+    for action in parser._actions:  # leaves the flags that were really typed
+        action.default = argparse.SUPPRESS
+    typed = vars(parser.parse_args(argv))
+    for name, value in typed.items():
+        if name not in FREE_ON_RESUME and value != state["args"].get(name):
+            flag, was = "--" + name.replace("_", "-"), state["args"].get(name)
+            raise cli.UserError(f"{flag} {value} contradicts the run in {args.resume}, which has {was}; leave it out")
+    return argparse.Namespace(**vars(args) | state["args"] | typed), state
+
+
+def one_cycle(step, steps, peak):
+    """Learning rate of `step` (from 0) of `steps`: a straight rise over the first fifth, then a cosine down to 0.
+
+    The one-cycle policy of L. N. Smith and N. Topin, arXiv 1708.07120, without its cycle of the momentum.
+    """
+    rise = 0.2 * steps
+    if step < rise:
+        return peak * (0.04 + 0.96 * step / rise)
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise)))
+
+
+def moving_average(decay):
+    """Averaging function for AveragedModel: exponential, with a decay that rises to `decay` as (1 + n) / (10 + n).
+
+    So the average spans about the last tenth of the n steps so far, and a short run is not held back by its start.
+    """
+
+    def update(averaged, current, updates):
+        weight = 1 - min(decay, (1 + int(updates)) / (10 + int(updates)))
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, weight)
+        else:  # the batch norms' counters
+            for old, new in zip(averaged, current, strict=True):
+                old.copy_(new)
+
+    return update
+
+
+def train(args, state, device, folder, argv):
+    """The run: it leaves its files. `state` is the checkpoint to go on from, or None; `argv` goes into the log."""
+    # --- data
+    dataset = args.dataset if state is None else state["dataset"]
+    images, digits, dataset = load_digits(dataset, args.data_dir, train=True)
+    if args.val_size >= len(images):
+        raise cli.UserError(f"--val-size {args.val_size} leaves none of the {len(images)} training images to train on")
+    training, validation = split_indices(len(images), args.val_size)
+    val_images, val_digits = images[validation].to(device), digits[validation]
+    batches = Batches(
+        images[training], digits[training], args.batch_size, args.seed, args.addends_per_image, args.augment, device
+    )
+
+    # --- network
+    torch.manual_seed(args.seed)
+    model = build_model(args.model).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
+    averaged = None
+    if args.ema_decay:
+        averaged = AveragedModel(model, multi_avg_fn=moving_average(args.ema_decay), use_buffers=True)
+    scored = averaged.module if averaged else model  # the weights that are validated, kept and tested
+
+    # --- where a run begins, or goes on
+    if state is None:
+        first_epoch, history, best = 0, [], None
+        header = make_header(argv, args, dataset, device, model, len(training), len(validation))
+    else:
+        first_epoch, history, best, header = state["epoch"], state["history"], state["best"], state["header"]
+        model.load_state_dict(state["raw_weights"])
+        optimizer.load_state_dict(state["optimizer"])
+        if averaged:
+            averaged.module.load_state_dict(state["weights"])
+            averaged.n_averaged.fill_(state["n_averaged"])
+        print(f"going on after epoch {first_epoch} of {args.epochs}\n")
+    print("\n".join([header, HEADINGS, *map(table_line, history)]), flush=True)
+    write_log(folder, args.run_name, header, history)
+
+    # --- the loop
+    steps = args.epochs * len(batches)
+    for epoch in range(first_epoch, args.epochs):
+        torch.manual_seed(generator_for("network", args.seed, epoch).initial_seed())  # for a network with dropout
+        losses = torch.empty(len(batches), 2, device=device)  # stays on the device until the epoch ends
+        model.train()
+        start = time.perf_counter()
+        bar = tqdm(batches.epoch(epoch), f"epoch {epoch + 1}", len(batches), leave=False, disable=None)
+        for step, (image, addend, digit, sum_target) in enumerate(bar):
+            for group in optimizer.param_groups:
+                group["lr"] = one_cycle(epoch * len(batches) + step, steps, args.learning_rate)
+            digit_logits, sum_logits = model(image, addend)
+            digit_loss = model.digit_loss(digit_logits, digit, args.label_smoothing)
+            sum_loss = model.sum_loss(sum_logits, sum_target, args.label_smoothing)
+            loss = args.digit_weight * digit_loss + args.sum_weight * sum_loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if averaged:
+                averaged.update_parameters(model)
+            losses[step, 0], losses[step, 1] = digit_loss.detach(), sum_loss.detach()
+        losses = losses.cpu()  # waits for the device
+        seconds = time.perf_counter() - start
+        stop_if_not_finite(losses, model, epoch, steps, args)
+
+        # --- after each epoch: validate, write
+        row = {"epoch": epoch + 1, "learning_rate": optimizer.param_groups[0]["lr"], "seconds": seconds}
+        row["digit_loss"], row["sum_loss"] = losses.double().mean(dim=0).tolist()
+        if args.val_size:
+            scores = score(*predict_pairs([scored], val_images, device=device), val_digits)
+            row |= {name: scores[name] for name in ("digit_accuracy", "sum_accuracy", "joint_accuracy")}
+        history.append(row)
+        print(table_line(row), flush=True)
+        improved = best is None or not args.val_size or row["joint_accuracy"] > best["joint_accuracy"]
+        weights = {name: value.cpu().clone() for name, value in scored.state_dict().items()}
+        if improved:
+            best = {"epoch": epoch + 1, "joint_accuracy": row.get("joint_accuracy"), "weights": weights}
+        state = {
+            "args": {name: value for name, value in vars(args).items() if name != "resume"},
+            "dataset": dataset,
+            "normalisation": [MEAN, STD],
+            "versions": versions(),
+            "epoch": epoch + 1,
+            "weights": weights,
+            "raw_weights": model.state_dict(),
+            "n_averaged": averaged.n_averaged.item() if averaged else 0,
+            "optimizer": optimizer.state_dict(),
+            "history": history,
+            "best": best,
+            "header": header,
+        }
+        if improved:
+            save_best(folder, args.run_name, state)
+        for path in (folder / "logs" / f"{args.run_name}-last.pt", folder / "last.pt"):
+            save_checkpoint(path, state)
+        write_log(folder, args.run_name, header, history)
+
+    # --- the test set is opened here, once
+    save_best(folder, args.run_name, state)
+    scored.load_state_dict(best["weights"])
+    images, digits, _ = load_digits(dataset, args.data_dir, train=False)
+    scores = score(*predict_pairs([scored], images, device=device), digits)
+    total = sum(row["seconds"] for row in history)
+    ending = [
+        "",
+        f"{args.epochs} epochs trained in {total:.1f} s, data preparation in, validation and writing out",
+        f"{dataset} test set with the weights of epoch {best['epoch']}:",
+        short_report(scores),
+        f"score it again: python evaluate.py --ckpt {shlex.quote(str(folder / 'best.pt'))}",
+    ]
+    print("\n".join(ending))
+    write_log(folder, args.run_name, header, history, ending, scores)
+
+
+def stop_if_not_finite(losses, model, epoch, steps, args):
+    """Raise UserError where a loss of the epoch [steps of an epoch, 2] or a weight is not finite."""
+    bad = (~losses.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if not bad and all(value.isfinite().all() for value in model.state_dict().values()):
+        return
+    step = epoch * len(losses) + (bad[0] if bad else len(losses) - 1)
+    raise cli.UserError(
+        f"the loss is not finite from step {step + 1} of {steps} (epoch {epoch + 1}) on, at the learning "
+        f"rate {one_cycle(step, steps, args.learning_rate):.3g}; the last good checkpoint stays; "
+        "try a smaller --learning-rate"
+    )
+
+
+def save_best(folder, run_name, state):
+    """Write best.pt, and the same under the run's own name: what `evaluate.py` needs, without the optimiser."""
+    names = ("args", "dataset", "normalisation", "versions", "epoch", "best")
+    kept = {name: state[name] for name in names} | {"weights": state["best"]["weights"]}
+    kept["epoch"], kept["best"] = state["best"]["epoch"], {"joint_accuracy": state["best"]["joint_accuracy"]}
+    for path in (folder / "logs" / f"{run_name}-best.pt", folder / "best.pt"):
+        save_checkpoint(path, kept)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The log
+
+
+def versions():
+    """Versions of what the run stands on."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+        "numpy": np.__version__,
+    }
+
+
+def make_header(argv, args, dataset, device, model, training, validation):
+    """What it takes to repeat the run, as lines of text."""
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{processor()}, {torch.get_num_threads()} threads"
+    )
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    flags = " ".join(f"{name}={value}" for name, value in vars(args).items() if value is not None)
+    return "\n".join(
+        [
+            f"command     {shlex.join(['python', 'train.py', *argv])}",
+            f"commit      {commit()}",
+            f"versions    {', '.join(f'{name} {version}' for name, version in versions().items())}",
+            f"device      {device.type}: {name}",
+            f"data set    {dataset}: {training:,d} training and {validation:,d} validation images",
+            f"model       {args.model}, {parameters:,d} parameters",
+            f"arguments   {flags}",
+            "",
+        ]
+    )
+
+
+def processor():
+    """The processor's name, as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def commit():
+    """The commit of these scripts, with a word where they were changed since."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "*.py"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return name.strip() + (", with changes" if changed else "")
+
+
+def table_line(row):
+    """One epoch as a line under HEADINGS."""
+    accuracies = [row.get(f"{name}_accuracy") for name in ("digit", "sum", "joint")]
+    cells = [f"{'-':>9s}" if value is None else f"{100 * value:9.3f}" for value in accuracies]
+    return (
+        f"{row['epoch']:5d}  {row['learning_rate']:13.6f}  {row['digit_loss']:10.4f}  {row['sum_loss']:8.4f}"
+        f"    {cells[0]}  {cells[1]}    {cells[2]}  {row['seconds']:7.1f}"
+    )
+
+
+def write_log(folder, run_name, header, history, ending=(), test_scores=None):
+    """Write logs/RUN.txt and logs/RUN.csv whole, as they stand after an epoch or at the end."""
+    lines = [header, HEADINGS, *map(table_line, history), *ending]
+    write_atomically(folder / "logs" / f"{run_name}.txt", "\n".join(lines) + "\n")
+    columns = ["split", "epoch", "learning_rate", "digit_loss", "sum_loss"]
+    columns += ["digit_accuracy", "sum_accuracy", "joint_accuracy", "seconds"]
+    rows = [{"split": "validation"} | row for row in history]
+    if test_scores:
+        rows.append({"split": "test"} | test_scores)
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_atomically(folder / "logs" / f"{run_name}.csv", text.getvalue())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def lock(folder):
+    """Claim the output folder for this process; the claim ends with the process, however that ends."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise cli.UserError(
+            f"another run is training in {folder.resolve()}; wait for it or choose another --out"
+        ) from None
+    finally:
+        os.close(handle)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does."""
+
+
+def terminate(signal_number, frame):
+    raise Terminated
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else list(map(str, argv))
+    args, state = parse_arguments(argv)
+    device = cli.choose_device(args.device)
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        torch.use_deterministic_algorithms(True)
+    folder = Path(args.out)
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    last = folder / "logs" / f"{args.run_name}-last.pt"
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        with lock(folder):
+            if state is None and (last.exists() or last.with_name(f"{args.run_name}.txt").exists()):
+                raise cli.UserError(
+                    f"there is a run {args.run_name} in {last.parent}; choose another --run-name or --resume {last}"
+                )
+            train(args, state, device, folder, argv)
+    except KeyboardInterrupt as interrupt:
+        advice = (
+            f"go on with: python train.py --resume {shlex.quote(str(last))}"
+            if last.exists()
+            else "no epoch was done yet"
+        )
+        print(f"train.py: interrupted; {advice}", file=sys.stderr)
+        return 143 if isinstance(interrupt, Terminated) else 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_script(main))
