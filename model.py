@@ -7,6 +7,8 @@
 Example: an image of a 7 with the addend 5 should answer 7 and 12. The outputs are raw logits: cross-entropy wants them,
 and softmax is for showing probabilities only. With K addends for each image, addend [B, K], the encoder runs once an
 image and the outputs are [B, K, 10] and [B, K, 19].
+
+The addend can also go in, and the sum come out, in other forms; see ADDEND_ENCODINGS and SUM_ENCODINGS.
 """
 
 import torch
@@ -15,12 +17,114 @@ import torch.nn.functional as F
 
 from data import ADDENDS, DIGITS, SUMS
 
+# ---------------------------------------------------------------------------------------------------------------------
+# How the sum comes out: an encoding turns the outputs of the sum head into a loss and into probabilities
+
+
+class OneHotSum:
+    """One logit for each of the 19 sums, cross-entropy: a 12 is the thirteenth of 19."""
+
+    width = SUMS
+
+    def loss(self, output, sum_target, label_smoothing=0.0):
+        """Mean loss. output [..., width], sum_target [...] int64 in 0-18; a scalar."""
+        return F.cross_entropy(output.flatten(0, -2), sum_target.flatten(), label_smoothing=label_smoothing)
+
+    def probabilities(self, output):
+        """output [..., width] -> [..., 19], which sum to 1; the largest is the prediction."""
+        return output.softmax(dim=-1)
+
+
+class BinarySum(OneHotSum):
+    """One logit for each of five bits, the lowest first, binary cross-entropy: a 12 is 0, 0, 1, 1, 0."""
+
+    width = 5
+
+    def loss(self, output, sum_target, label_smoothing=0.0):
+        bits = to_bits(sum_target, self.width) * (1 - label_smoothing) + 0.5 * label_smoothing
+        return F.binary_cross_entropy_with_logits(output, bits)
+
+    def probabilities(self, output):
+        """The bits' probabilities multiplied, over the 19 sums that exist: no answer is 19 to 31."""
+        bits = to_bits(torch.arange(SUMS, device=output.device), self.width)  # [19, 5]
+        log_probabilities = F.logsigmoid(output) @ bits.T + F.logsigmoid(-output) @ (1 - bits).T
+        return log_probabilities.softmax(dim=-1)
+
+
+class ScalarSum(OneHotSum):
+    """One real number, mean squared error, rounded to the nearest sum: a 12 is 12.0."""
+
+    width = 1
+
+    def loss(self, output, sum_target, label_smoothing=0.0):
+        return F.mse_loss(output.squeeze(-1), sum_target.to(output.dtype))
+
+    def probabilities(self, output):
+        """All on the nearest sum."""
+        nearest = output.squeeze(-1).round().nan_to_num(0).clamp(0, SUMS - 1).long()
+        return F.one_hot(nearest, SUMS).to(output.dtype)
+
+
+class RootScalarSum(ScalarSum):
+    """As ScalarSum, with the root of the mean squared error as the loss."""
+
+    def loss(self, output, sum_target, label_smoothing=0.0):
+        return (super().loss(output, sum_target) + 1e-8).sqrt()  # the root's slope at 0 is not finite
+
+
+def to_bits(number, width):
+    """number [...] int64 -> its lowest `width` bits [..., width] float32, the lowest first."""
+    return (number.unsqueeze(-1) >> torch.arange(width, device=number.device)).bitwise_and(1).float()
+
+
+SUM_ENCODINGS = {"onehot": OneHotSum, "binary": BinarySum, "scalar": ScalarSum, "scalar-rmse": RootScalarSum}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# How the addend goes in
+
+
+class AddendEncoding(nn.Module):
+    """addend [...] int64 in 0-9 -> [..., width] float32.
+
+    onehot: a 5 is 0, 0, 0, 0, 0, 1, 0, 0, 0, 0.   scalar: a 5 is 5.0.   binary: a 5 is 1, 0, 1, 0, the lowest first.
+    embedding: a 5 is the sixth of ten learnt vectors of width 10.
+    """
+
+    WIDTHS = {"onehot": ADDENDS, "scalar": 1, "binary": 4, "embedding": ADDENDS}  # noqa: RUF012
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.width = kind, self.WIDTHS[kind]
+        if kind == "embedding":
+            self.table = nn.Embedding(ADDENDS, self.width)
+
+    def forward(self, addend):
+        if self.kind == "onehot":
+            return F.one_hot(addend, ADDENDS).float()
+        if self.kind == "scalar":
+            return addend.unsqueeze(-1).float()
+        if self.kind == "binary":
+            return to_bits(addend, self.width)
+        return self.table(addend)
+
+
+ADDEND_ENCODINGS = tuple(AddendEncoding.WIDTHS)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The networks
+
 
 class TwoHeadNet(nn.Module):
     """What every network of this task has: how its two outputs become losses and probabilities.
 
-    A network with other outputs overrides these, so that neither the loop nor the scores need to know.
+    So neither the loop nor the scores need to know what kind of outputs a network has.
     """
+
+    def __init__(self, sum_encoding="onehot"):
+        super().__init__()
+        self.sum_encoding = SUM_ENCODINGS[sum_encoding]()
 
     def digit_loss(self, digit_logits, digit, label_smoothing=0.0):
         """Mean cross-entropy. digit_logits [B, 10] or [B, K, 10], digit [B] int64 in 0-9; a scalar."""
@@ -29,57 +133,89 @@ class TwoHeadNet(nn.Module):
         return F.cross_entropy(digit_logits.flatten(0, -2), digit.flatten(), label_smoothing=label_smoothing)
 
     def sum_loss(self, sum_logits, sum_target, label_smoothing=0.0):
-        """Mean cross-entropy. sum_logits [B, 19] or [B, K, 19], sum_target [B] or [B, K] int64 in 0-18; a scalar."""
-        return F.cross_entropy(sum_logits.flatten(0, -2), sum_target.flatten(), label_smoothing=label_smoothing)
+        """Mean loss of the sum's encoding. sum_logits [B, 19] or [B, K, 19], sum_target [B] or [B, K]; a scalar."""
+        return self.sum_encoding.loss(sum_logits, sum_target, label_smoothing)
 
     def digit_probabilities(self, digit_logits):
-        """[..., 10]; the largest is the prediction."""
+        """[..., 10] -> [..., 10]; the largest is the prediction."""
         return digit_logits.softmax(dim=-1)
 
     def sum_probabilities(self, sum_logits):
-        """[..., 19]; the largest is the prediction."""
-        return sum_logits.softmax(dim=-1)
+        """The sum head's outputs -> [..., 19]; the largest is the prediction."""
+        return self.sum_encoding.probabilities(sum_logits)
+
+
+def pair_up(features, addend):
+    """Image features [B, F] for each addend: as they are for addend [B], [B, K, F] for addend [B, K]."""
+    return features if addend.dim() == 1 else features.unsqueeze(1).expand(-1, addend.shape[1], -1)
 
 
 class AddendNet(TwoHeadNet):
     """The network of this module's docstring.
 
-    The encoder is three times convolution 3x3, max pooling, batch norm, ReLU (28 -> 14 -> 7 -> 3), and a last
-    convolution that sees all of the 3x3 map and leaves one number a feature. Pooling comes before the batch norm and
-    the ReLU because they then work on a quarter of the values; the result is as good.
+    The encoder has three stages of 3x3 convolutions, each with batch norm and ReLU; max pooling ends a stage (28 -> 14
+    -> 7 -> 3). A last convolution sees all of the 3x3 map and leaves one number a feature. Pooling comes right after
+    the convolution, so that batch norm and ReLU work on a quarter of the values.
     """
 
-    def __init__(self, channels, features, hidden, groups=1):
-        """channels: of the three convolutions; features: of the image; hidden: width of the FC layer after the fusion;
-        groups: of the last convolution, which has 9 * channels[-1] * features / groups weights."""
-        super().__init__()
+    def __init__(self, stages, features, hidden, groups=1, addend_encoding="onehot", sum_encoding="onehot"):
+        """stages: channels of each stage's convolutions; features: of the image; hidden: width of the FC layer after
+        the fusion; groups: of the last convolution, whose weights are 9 * channels * features / groups."""
+        super().__init__(sum_encoding)
         layers, width = [], 1
-        for out in channels:
-            layers += [nn.Conv2d(width, out, 3, padding=1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(out), nn.ReLU()]
-            width = out
+        for stage in stages:
+            for out in stage:
+                layers += [nn.Conv2d(width, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+                width = out
+            layers.insert(-2, nn.MaxPool2d(2))
         layers += [nn.Conv2d(width, features, 3, groups=groups, bias=False), nn.BatchNorm2d(features), nn.ReLU()]
         self.encoder = nn.Sequential(*layers, nn.Flatten())
-        self.fusion = nn.Sequential(nn.Linear(features + ADDENDS, hidden), nn.ReLU())
+        self.addend_encoding = AddendEncoding(addend_encoding)
+        self.fusion = nn.Sequential(nn.Linear(features + self.addend_encoding.width, hidden), nn.ReLU())
         self.digit_head = nn.Linear(hidden, DIGITS)
-        self.sum_head = nn.Linear(hidden, SUMS)
+        self.sum_head = nn.Linear(hidden, self.sum_encoding.width)
 
     def forward(self, image, addend):
         """image [B, 1, 28, 28] float32, addend [B] or [B, K] int64 in 0-9 -> (digit_logits, sum_logits)."""
-        features = self.encoder(image)  # [B, features]
-        number = F.one_hot(addend, ADDENDS).to(features.dtype)  # [B, 10] or [B, K, 10]
-        if addend.dim() == 2:
-            features = features.unsqueeze(1).expand(-1, addend.shape[1], -1)  # [B, K, features]
-        fused = self.fusion(torch.cat([features, number], dim=-1))
+        features = pair_up(self.encoder(image), addend)  # [B, features], or [B, K, features]
+        fused = self.fusion(torch.cat([features, self.addend_encoding(addend)], dim=-1))
         return self.digit_head(fused), self.sum_head(fused)
 
 
+class ShiftNet(AddendNet):
+    """AddendNet's digit, and a sum without a parameter: the digit's logits moved up by the addend.
+
+    The yardstick for a learnt adder: it is wrong about the sum exactly where it is wrong about the digit.
+    """
+
+    IMPOSSIBLE = -30.0  # log-probability of a sum that no digit gives with this addend
+
+    def __init__(self, **size):
+        super().__init__(**size)
+        del self.sum_head
+
+    def forward(self, image, addend):
+        """As AddendNet. The fusion sees no addend, or the digit could learn it: zeros stand in its place."""
+        features = pair_up(self.encoder(image), addend)
+        nothing = features.new_zeros(*features.shape[:-1], self.addend_encoding.width)
+        digit_logits = self.digit_head(self.fusion(torch.cat([features, nothing], dim=-1)))
+        sums = addend.unsqueeze(-1) + torch.arange(DIGITS, device=addend.device)  # [..., 10]: digit + addend
+        sum_logits = digit_logits.new_full((*addend.shape, SUMS), self.IMPOSSIBLE)
+        return digit_logits, sum_logits.scatter(-1, sums, digit_logits.log_softmax(dim=-1))
+
+
 SIZES = {
-    "tiny": dict(channels=(8, 16, 32), features=32, hidden=40, groups=32),
-    "base": dict(channels=(24, 48, 64), features=64, hidden=128),
-    "large": dict(channels=(64, 128, 256), features=192, hidden=256),
+    "tiny": dict(stages=((8,), (12, 12), (16, 20)), features=20, hidden=46, groups=20),
+    "base": dict(stages=((16,), (32,), (64,)), features=64, hidden=128),
+    "large": dict(stages=((32, 64), (64, 128), (128, 256)), features=256, hidden=256),
 }
 
 
-def build_model(name):
-    """The network of that name, freshly initialised from PyTorch's global generator."""
-    return AddendNet(**SIZES[name])
+def build_model(name, addend_encoding="onehot", sum_encoding="onehot"):
+    """The network of that size, freshly initialised from PyTorch's global generator.
+
+    `sum_encoding` is one of SUM_ENCODINGS, or "shift" for ShiftNet.
+    """
+    if sum_encoding == "shift":
+        return ShiftNet(**SIZES[name], addend_encoding=addend_encoding)
+    return AddendNet(**SIZES[name], addend_encoding=addend_encoding, sum_encoding=sum_encoding)
