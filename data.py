@@ -96,13 +96,11 @@ def load_mnist(data_dir, train):
     """MNIST's (images, digits) by torchvision, from files whose checksums are right; see `load_digits`."""
     if (Path(data_dir) / "MNIST" / "processed").exists():
         raise DataError(f"{data_dir}/MNIST/processed is an old cache that torchvision would read instead; remove it")
+    folder = Path(data_dir) / "MNIST" / "raw"
     for name in MNIST_FILES:
-        if train == name.startswith("train"):
-            ensure_mnist_file(Path(data_dir) / "MNIST" / "raw", name)
-    # torchvision wants to see all four files even where it reads two
-    for name in MNIST_FILES:
-        if not (Path(data_dir) / "MNIST" / "raw" / name).exists():
-            ensure_mnist_file(Path(data_dir) / "MNIST" / "raw", name)
+        # Before training the test files too, not to fail at the end of it. torchvision wants to see all four always.
+        if train or name.startswith("t10k") or not (folder / name).exists():
+            ensure_mnist_file(folder, name)
     mnist = torchvision.datasets.MNIST(data_dir, train=train, download=False)
     return mnist.data.unsqueeze(1), mnist.targets
 
@@ -150,7 +148,7 @@ def download(name, size_and_md5, damaged=()):
                     content.write(block)
                     if time.monotonic() > deadline:
                         raise TimeoutError(f"not done after {FILE_LIMIT:.0f} s")
-        except (OSError, http.client.HTTPException) as error:  # URLError and time-outs are OSErrors
+        except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: sent on to a malformed address
             problem = f"{mirror} failed: {getattr(error, 'reason', None) or error or type(error).__name__}"
             continue
         if content.tell() == size and md5_of(content.getvalue()) == md5:
@@ -291,20 +289,27 @@ def split_indices(count, val_size):
     return order[val_size:], order[:val_size]
 
 
-def draw_addends(count, addends_per_image, seed, epoch):
+def draw_addends(count, addends_per_image, seed, epoch, addends=ADDENDS):
     """The epoch's random numbers: [count, K] int64, uniform on 0-9, K different ones for each image.
 
-    K = 1 is the task as everyone states it. K = 10 pairs each image with all ten.
+    K = 1 is the task as everyone states it. K = 10 pairs each image with all ten. `addends` is how many there are.
     """
     generator = generator_for("addends", seed, epoch)
     if addends_per_image == 1:
-        return torch.randint(0, ADDENDS, (count, 1), generator=generator)
-    return torch.rand(count, ADDENDS, generator=generator).argsort(dim=1)[:, :addends_per_image].contiguous()
+        return torch.randint(0, addends, (count, 1), generator=generator)
+    return torch.rand(count, addends, generator=generator).argsort(dim=1)[:, :addends_per_image].contiguous()
 
 
-def draw_order(count, seed, epoch):
-    """The order in which the epoch visits the images: a permutation, [count] int64."""
-    return torch.randperm(count, generator=generator_for("order", seed, epoch))
+def draw_order(count, seed, epoch, resample=0):
+    """The order in which the epoch visits the images: a permutation, [count] int64.
+
+    With `resample` B, a published fault: the first B images of a fresh permutation, again and again.
+    """
+    generator = generator_for("order", seed, epoch)
+    if not resample:
+        return torch.randperm(count, generator=generator)
+    draws = [torch.randperm(count, generator=generator)[:resample] for _ in range(-(-count // resample))]
+    return torch.cat(draws)[:count]
 
 
 def draw_warps(count, strength, seed, epoch):
@@ -369,12 +374,25 @@ class Batches:
 
     images [N, 1, 28, 28] uint8 and digits [N] int64 go to the device once, an epoch's tables in one copy each; a batch
     is then an indexing away. `len()` is the number of batches of an epoch, a smaller last one included.
+    `addends` below 10 and `resample` are published faults, see `published.FAULTS`.
     """
 
-    def __init__(self, images, digits, batch_size, seed=0, addends_per_image=1, augment=0.0, device="cpu"):
+    def __init__(
+        self,
+        images,
+        digits,
+        batch_size,
+        seed=0,
+        addends_per_image=1,
+        augment=0.0,
+        device="cpu",
+        addends=ADDENDS,
+        resample=False,
+    ):
         self.images, self.digits = images.to(device), digits.to(device)
         self.batch_size, self.seed, self.device = batch_size, seed, device
         self.addends_per_image, self.augment = addends_per_image, augment
+        self.addends, self.resample = addends, resample
 
     def __len__(self):
         return -(-len(self.images) // self.batch_size)
@@ -385,8 +403,8 @@ class Batches:
         image [B, 1, 28, 28] float32, addend and sum_target [B] int64, or [B, K] where K > 1, digit [B] int64.
         """
         count = len(self.images)
-        order = draw_order(count, self.seed, epoch).to(self.device)
-        addends = draw_addends(count, self.addends_per_image, self.seed, epoch).to(self.device)
+        order = draw_order(count, self.seed, epoch, self.batch_size if self.resample else 0).to(self.device)
+        addends = draw_addends(count, self.addends_per_image, self.seed, epoch, self.addends).to(self.device)
         if self.addends_per_image == 1:
             addends = addends.squeeze(1)
         warps = draw_warps(count, self.augment, self.seed, epoch).to(self.device) if self.augment else None
