@@ -34,7 +34,7 @@ def write_atomically(path, content):
     the temporary file is removed; only SIGKILL or a power cut can leave one. Raises OSError with the file's name.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -93,6 +93,8 @@ def load_checkpoint(path):
         raise CheckpointError(f"checkpoint {path} is damaged: its checksum does not match")
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
     except Exception:  # torch.load raises many kinds, the unpickler's among them
         raise CheckpointError(
             f"{path} holds more than tensors and plain values; refused, its code was not run"

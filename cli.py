@@ -14,6 +14,8 @@ import torch
 from checkpoint import CheckpointError
 from data import DataError
 
+DEVICES = ("auto", "cuda", "mps", "cpu")
+
 
 class UserError(Exception):
     """Something that the user can mend; the message is one line."""
@@ -26,15 +28,20 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             description=description,
             allow_abbrev=False,
-            formatter_class=lambda prog: HelpFormatter(prog, max_help_position=36, width=110),
+            formatter_class=lambda prog: HelpFormatter(prog, max_help_position=36, width=120),
         )
 
     def error(self, message):
-        self.exit(2, f"{self.prog}: error: {message} (see python {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (see python {self.prog} --help)\n")
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The description as it is written, and every default."""
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """The description as it is written; the default behind each flag that has one."""
+
+    def _get_help_string(self, action):
+        if isinstance(action.default, bool | list | tuple | None) or action.default is argparse.SUPPRESS:
+            return action.help
+        return f"{action.help} (default: %(default)s)"
 
 
 def run_script(main, argv=None):
@@ -49,7 +56,8 @@ def run_script(main, argv=None):
     except (MemoryError, torch.OutOfMemoryError):
         message = "not enough memory; a smaller --batch-size or --model needs less"
     except RuntimeError as error:
-        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+        signs = ("not enough memory", "can't allocate memory", "out of memory")  # of the CPU's and MPS's allocators
+        if not any(sign in str(error) for sign in signs):
             raise
         message = "not enough memory; a smaller --batch-size or --model needs less"
     except KeyboardInterrupt:
@@ -59,12 +67,12 @@ def run_script(main, argv=None):
     return 2
 
 
-def integer(low, high=None):
-    """An argparse type: a whole number from `low` to `high`."""
+def integer(low, high=2**31 - 1):
+    """An argparse type: a whole number from `low` to `high`, by default the largest that every library takes."""
 
     def parse(text):
         value = int(text)
-        if value < low or (high is not None and value > high):
+        if not low <= value <= high:
             raise argparse.ArgumentTypeError(f"{text} is not {span(low, high)}")
         return value
 
@@ -87,7 +95,7 @@ def real(low, high=math.inf, above=False):
 
 def span(low, high):
     """The range in words."""
-    return f"at least {low}" if high in (None, math.inf) else f"from {low} to {high}"
+    return f"at least {low}" if high == math.inf else f"from {low} to {high}"
 
 
 def choose_device(name):

@@ -18,7 +18,7 @@ import torch
 import cli
 from checkpoint import load_checkpoint, write_atomically
 from data import ADDENDS, DATASETS, DIGITS, MEAN, STD, load_digits, prepare
-from model import build_model
+from published import build_model
 
 
 @torch.inference_mode()
@@ -104,7 +104,8 @@ def interval(right):
 
 def restore_model(state):
     """The network of a checkpoint's `state`, with its (averaged) weights, in eval mode."""
-    model = build_model(state["args"]["model"])
+    args = state["args"]
+    model = build_model(args["model"], args["faults"], args["addend_encoding"], args["sum_encoding"])
     model.load_state_dict(state["weights"])
     return model.eval()
 
@@ -118,10 +119,9 @@ def load_model(path):
         )
     try:
         return restore_model(state), state
-    except (KeyError, RuntimeError, TypeError) as error:
-        raise cli.UserError(
-            f"{path} holds no network that this version can build: {str(error).splitlines()[0]}"
-        ) from None
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        cause = " ".join(str(error).split())[:500]
+        raise cli.UserError(f"{path} holds no network that this version can build: {cause}") from None
 
 
 def short_report(scores):
@@ -169,10 +169,12 @@ def main(argv=None):
         "--dataset", choices=DATASETS, help="instead of the data set that the checkpoint was trained on"
     )
     parser.add_argument("--data-dir", default="data", help="folder of the data sets")
-    parser.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="where to compute")
+    parser.add_argument("--device", choices=cli.DEVICES, default="auto", help="auto: CUDA, else MPS, else the CPU")
     parser.add_argument("--batch-size", type=cli.integer(1), default=500, help="images at a time, ten pairs each")
     parser.add_argument("--json", metavar="FILE", help="write every score here too, as fractions")
     args = parser.parse_args(argv)
+    if args.json and Path(args.json).resolve() in [Path(path).resolve() for path in args.ckpt]:
+        parser.error(f"--json {args.json} would write over a checkpoint")
 
     device = cli.choose_device(args.device)
     loaded = [load_model(path) for path in args.ckpt]

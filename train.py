@@ -13,6 +13,8 @@ import argparse
 import contextlib
 import csv
 import datetime
+import functools
+import glob
 import io
 import math
 import os
@@ -31,10 +33,11 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 import cli
-from checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from checkpoint import save_checkpoint, write_atomically
 from data import DATASETS, MEAN, STD, Batches, generator_for, load_digits, split_indices
-from evaluate import predict_pairs, score, short_report
-from model import SIZES, build_model
+from evaluate import load_model, predict_pairs, score, short_report
+from model import ADDEND_ENCODINGS, SIZES, SUM_ENCODINGS
+from published import DESIGNS, FAULTS, MODELS, build_model, scores_as_published
 
 try:
     import fcntl
@@ -46,59 +49,69 @@ FREE_ON_RESUME = ("data_dir", "device", "out", "resume")
 HEADINGS = "epoch  learning rate  digit loss  sum loss  val digit %  val sum %  val joint %  seconds"
 
 
+RECIPES = {
+    "tiny": dict(learning_rate=0.02, weight_decay=0.05, augment=0.5),
+    **{name: dict(faults=faults) | recipe for name, (_, faults, recipe) in DESIGNS.items()},
+}
+OPTIMIZERS = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": functools.partial(torch.optim.SGD, momentum=0.9),
+}
+
+
 def make_parser():
     """The command line; every flag is stored in the checkpoint and the log."""
     parser = cli.Parser(__doc__)
-    run = parser.add_argument_group("the run")
-    run.add_argument("--epochs", type=cli.integer(1), default=10, help="times through the training images")
-    run.add_argument("--seed", type=cli.integer(0, 2**31 - 1), default=0, help="of weights, order, addends, warps")
-    run.add_argument("--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="where to compute")
-    run.add_argument(
-        "--deterministic", action="store_true", help="same bits every time on CUDA too; the CPU needs no flag"
+    count, fraction = cli.integer(1), cli.real(0, 0.999999)
+
+    add = parser.add_argument_group("the run").add_argument
+    add("--epochs", type=count, default=10, help="times through the training images")
+    add("--seed", type=cli.integer(0, 2**31 - 1), default=0, help="of the weights, the order, the addends, the warps")
+    add("--device", choices=cli.DEVICES, default="auto", help="auto: CUDA, else MPS, else the CPU")
+    add("--deterministic", action="store_true", help="the same bits every time on CUDA too; the CPU needs no flag")
+    add("--run-name", metavar="NAME", help="of the files in logs/ (default: from model, seed, date and time)")
+    add("--out", metavar="FOLDER", default=".", help="where best.pt, last.pt and logs/ go")
+    add("--resume", metavar="FILE", help="go on from a last.pt, with the arguments that its run was started with")
+
+    add = parser.add_argument_group("the data").add_argument
+    add("--dataset", choices=DATASETS, default="auto", help="auto: MNIST, else synthetic digits with a warning")
+    add("--data-dir", metavar="FOLDER", default="data", help="where MNIST is, or is downloaded to")
+    add("--val-size", type=cli.integer(0), default=5000, help="images held out to choose best.pt; 0: none")
+    add("--addends-per-image", type=cli.integer(1, 10), default=10, metavar="K", help="different addends in a step")
+    add("--augment", type=cli.real(0, 5), default=1.0, help="strength of the random shift, rotation, scale, shear")
+
+    add = parser.add_argument_group("the network and its training").add_argument
+    add(
+        "--model",
+        choices=MODELS,
+        default="base",
+        metavar="NAME",
+        help=f"{', '.join(SIZES)}; or published: {', '.join(DESIGNS)}; those bring their own defaults",
     )
-    run.add_argument(
-        "--run-name", metavar="NAME", help="names the files in logs/ (default: model, seed, date and time)"
+    add("--addend-encoding", choices=ADDEND_ENCODINGS, default="onehot", help="how the addend goes in")
+    add(
+        "--sum-encoding",
+        choices=(*SUM_ENCODINGS, "shift"),
+        default="onehot",
+        help="how the sum comes out; shift: no parameters",
     )
-    run.add_argument("--out", metavar="FOLDER", default=".", help="where best.pt, last.pt and logs/ go")
-    run.add_argument("--resume", metavar="FILE", help="go on from this last.pt, with the arguments it was started with")
-    data = parser.add_argument_group("the data")
-    data.add_argument("--dataset", choices=DATASETS, default="auto", help="auto: MNIST, else synthetic with a warning")
-    data.add_argument("--data-dir", metavar="FOLDER", default="data", help="where MNIST is, or is downloaded to")
-    data.add_argument(
-        "--val-size", type=cli.integer(0), default=5000, help="images held out to choose best.pt; 0: none"
+    add(
+        "--faults",
+        nargs="+",
+        choices=("none", *FAULTS),
+        metavar="FAULT",
+        help=f"of the published designs, none: mended (default: as published); of {', '.join(FAULTS)}",
     )
-    data.add_argument(
-        "--addends-per-image",
-        type=cli.integer(1, 10),
-        default=10,
-        metavar="K",
-        help="different numbers with each image in a step; 1 is the task's plain form",
-    )
-    data.add_argument(
-        "--augment",
-        type=cli.real(0, 5),
-        default=1.0,
-        metavar="STRENGTH",
-        help="random shift, rotation, scale, shear; 0: none",
-    )
-    model = parser.add_argument_group("the network and its training")
-    model.add_argument("--model", choices=tuple(SIZES), default="base", help="the network's size")
-    model.add_argument("--batch-size", type=cli.integer(1), default=128, help="images in a step")
-    model.add_argument(
-        "--learning-rate", type=cli.real(0, above=True), default=0.01, help="the peak of the one-cycle schedule"
-    )
-    model.add_argument("--weight-decay", type=cli.real(0), default=0.01, help="of AdamW")
-    model.add_argument(
-        "--ema-decay",
-        type=cli.real(0, 0.999999),
-        default=0.999,
-        help="averages the weights over at most 1 / (1 - decay) steps; 0: no average",
-    )
-    model.add_argument(
-        "--label-smoothing", type=cli.real(0, 0.999999), default=0.0, help="share of the target spread over all classes"
-    )
-    model.add_argument("--digit-weight", type=cli.real(0), default=1.0, help="of the digit's loss in the total")
-    model.add_argument("--sum-weight", type=cli.real(0), default=1.0, help="of the sum's loss in the total")
+    add("--batch-size", type=count, default=128, help="images in a step")
+    add("--optimizer", choices=tuple(OPTIMIZERS), default="adamw", help="sgd has a momentum of 0.9")
+    add("--schedule", choices=("one-cycle", "constant"), default="one-cycle", help="of the learning rate")
+    add("--learning-rate", type=cli.real(0, above=True), default=0.01, help="the peak of one-cycle")
+    add("--weight-decay", type=cli.real(0), default=0.1, help="as the optimiser takes it")
+    add("--ema-decay", type=fraction, default=0.999, help="of the moving average of the weights; 0: no average")
+    add("--label-smoothing", type=fraction, default=0.1, help="share of the target spread over all classes")
+    add("--digit-weight", type=cli.real(0), default=1.0, help="of the digit's loss in the total")
+    add("--sum-weight", type=cli.real(0), default=1.0, help="of the sum's loss in the total")
     return parser
 
 
@@ -106,20 +119,27 @@ def parse_arguments(argv):
     """(args, state): the arguments, and the checkpoint to go on from or None. Raises UserError on a contradiction."""
     parser = make_parser()
     args = parser.parse_args(argv)
+    parser.set_defaults(**RECIPES.get(args.model, {}))
+    args = parser.parse_args(argv)
+    args.faults = without_none(args.faults)
     if args.digit_weight == args.sum_weight == 0:
         parser.error("--digit-weight and --sum-weight are both 0: there is nothing to learn")
-    if args.run_name is not None and (not args.run_name.strip() or Path(args.run_name).name != args.run_name):
+    if args.run_name is not None and not plain(args.run_name):
         parser.error(f"--run-name {args.run_name!r} must be a plain file name")
     if args.resume is None:
         args.run_name = args.run_name or f"{args.model}-s{args.seed}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
         return args, None
 
-    state = load_checkpoint(args.resume)
+    _, state = load_model(args.resume)
     if "optimizer" not in state:
         raise cli.UserError(f"{args.resume} holds weights only, nothing to go on from; resume from a last.pt")
+    if not plain(state["args"].get("run_name")):  # it becomes the name of files
+        raise cli.UserError(f"{args.resume} names its run {state['args'].get('run_name')!r}, which is no file name")
     for action in parser._actions:  # leaves the flags that were really typed
         action.default = argparse.SUPPRESS
     typed = vars(parser.parse_args(argv))
+    if "faults" in typed:
+        typed["faults"] = without_none(typed["faults"])
     for name, value in typed.items():
         if name not in FREE_ON_RESUME and value != state["args"].get(name):
             flag, was = "--" + name.replace("_", "-"), state["args"].get(name)
@@ -127,11 +147,25 @@ def parse_arguments(argv):
     return argparse.Namespace(**vars(args) | state["args"] | typed), state
 
 
-def one_cycle(step, steps, peak):
+def without_none(faults):
+    """The faults of `--faults` as a list in which "none" is nothing."""
+    return [fault for fault in faults or () if fault != "none"]
+
+
+def plain(name):
+    """Whether `name` names a file, in no other folder, that a terminal can show."""
+    if not isinstance(name, str) or not name.isprintable() or not name.strip():
+        return False
+    return Path(name).name == name != ".."
+
+
+def learning_rate_at(step, steps, peak, schedule="one-cycle"):
     """Learning rate of `step` (from 0) of `steps`: a straight rise over the first fifth, then a cosine down to 0.
 
-    The one-cycle policy of L. N. Smith and N. Topin, arXiv 1708.07120, without its cycle of the momentum.
+    The one-cycle policy of L. N. Smith and N. Topin, arXiv 1708.07120, without the momentum's cycle; or "constant".
     """
+    if schedule == "constant":
+        return peak
     rise = 0.2 * steps
     if step < rise:
         return peak * (0.04 + 0.96 * step / rise)
@@ -165,13 +199,27 @@ def train(args, state, device, folder, argv):
     training, validation = split_indices(len(images), args.val_size)
     val_images, val_digits = images[validation].to(device), digits[validation]
     batches = Batches(
-        images[training], digits[training], args.batch_size, args.seed, args.addends_per_image, args.augment, device
+        images[training],
+        digits[training],
+        args.batch_size,
+        args.seed,
+        args.addends_per_image,
+        args.augment,
+        device,
+        addends=9 if "no-nine" in args.faults else 10,
+        resample="resample" in args.faults,
     )
 
     # --- network
     torch.manual_seed(args.seed)
-    model = build_model(args.model).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True)
+    try:
+        model = build_model(args.model, args.faults, args.addend_encoding, args.sum_encoding)
+    except ValueError as error:
+        raise cli.UserError(str(error)) from None
+    model = model.to(device, memory_format=torch.channels_last)
+    optimizer = OPTIMIZERS[args.optimizer](
+        model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True
+    )
     averaged = None
     if args.ema_decay:
         averaged = AveragedModel(model, multi_avg_fn=moving_average(args.ema_decay), use_buffers=True)
@@ -182,12 +230,15 @@ def train(args, state, device, folder, argv):
         first_epoch, history, best = 0, [], None
         header = make_header(argv, args, dataset, device, model, len(training), len(validation))
     else:
-        first_epoch, history, best, header = state["epoch"], state["history"], state["best"], state["header"]
-        model.load_state_dict(state["raw_weights"])
-        optimizer.load_state_dict(state["optimizer"])
-        if averaged:
-            averaged.module.load_state_dict(state["weights"])
-            averaged.n_averaged.fill_(state["n_averaged"])
+        try:
+            first_epoch, history, best, header = state["epoch"], state["history"], state["best"], state["header"]
+            model.load_state_dict(state["raw_weights"])
+            optimizer.load_state_dict(state["optimizer"])
+            if averaged:
+                averaged.module.load_state_dict(state["weights"])
+                averaged.n_averaged.fill_(state["n_averaged"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise cli.UserError(f"{args.resume} does not fit this version of train.py: {error}") from None
         print(f"going on after epoch {first_epoch} of {args.epochs}\n")
     print("\n".join([header, HEADINGS, *map(table_line, history)]), flush=True)
     write_log(folder, args.run_name, header, history)
@@ -202,7 +253,7 @@ def train(args, state, device, folder, argv):
         bar = tqdm(batches.epoch(epoch), f"epoch {epoch + 1}", len(batches), leave=False, disable=None)
         for step, (image, addend, digit, sum_target) in enumerate(bar):
             for group in optimizer.param_groups:
-                group["lr"] = one_cycle(epoch * len(batches) + step, steps, args.learning_rate)
+                group["lr"] = learning_rate_at(epoch * len(batches) + step, steps, args.learning_rate, args.schedule)
             digit_logits, sum_logits = model(image, addend)
             digit_loss = model.digit_loss(digit_logits, digit, args.label_smoothing)
             sum_loss = model.sum_loss(sum_logits, sum_target, args.label_smoothing)
@@ -253,13 +304,15 @@ def train(args, state, device, folder, argv):
     save_best(folder, args.run_name, state)
     scored.load_state_dict(best["weights"])
     images, digits, _ = load_digits(dataset, args.data_dir, train=False)
-    scores = score(*predict_pairs([scored], images, device=device), digits)
+    predictions = predict_pairs([scored], images, device=device)
+    scores = score(*predictions, digits)
     total = sum(row["seconds"] for row in history)
     ending = [
         "",
         f"{args.epochs} epochs trained in {total:.1f} s, data preparation in, validation and writing out",
         f"{dataset} test set with the weights of epoch {best['epoch']}:",
         short_report(scores),
+        *scores_as_published(args.faults, *predictions, digits, args.batch_size),
         f"score it again: python evaluate.py --ckpt {shlex.quote(str(folder / 'best.pt'))}",
     ]
     print("\n".join(ending))
@@ -274,7 +327,7 @@ def stop_if_not_finite(losses, model, epoch, steps, args):
     step = epoch * len(losses) + (bad[0] if bad else len(losses) - 1)
     raise cli.UserError(
         f"the loss is not finite from step {step + 1} of {steps} (epoch {epoch + 1}) on, at the learning "
-        f"rate {one_cycle(step, steps, args.learning_rate):.3g}; the last good checkpoint stays; "
+        f"rate {learning_rate_at(step, steps, args.learning_rate, args.schedule):.3g}; the last good checkpoint stays; "
         "try a smaller --learning-rate"
     )
 
@@ -394,6 +447,18 @@ def lock(folder):
         os.close(handle)
 
 
+def holds_epochs(log):
+    """Whether a log is there with an epoch in it; that of a run that ended before its first may be written over."""
+    return log.exists() and not log.read_text().endswith(HEADINGS + "\n")
+
+
+def remove_leftovers(folder, run_name):
+    """Remove the temporary files that a killed run of this folder, which is locked, may have left."""
+    for pattern in (".best.pt.*.tmp", ".last.pt.*.tmp", f"logs/.{glob.escape(run_name)}[-.]*.tmp"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a run as Ctrl-C does."""
 
@@ -415,16 +480,18 @@ def main(argv=None):
     previous = signal.signal(signal.SIGTERM, terminate)
     try:
         with lock(folder):
-            if state is None and (last.exists() or last.with_name(f"{args.run_name}.txt").exists()):
+            if state is None and (last.exists() or holds_epochs(last.with_name(f"{args.run_name}.txt"))):
+                advice = f" or --resume {last}" if last.exists() else ""
                 raise cli.UserError(
-                    f"there is a run {args.run_name} in {last.parent}; choose another --run-name or --resume {last}"
+                    f"there is a run {args.run_name} in {last.parent}; choose another --run-name{advice}"
                 )
+            remove_leftovers(folder, args.run_name)
             train(args, state, device, folder, argv)
     except KeyboardInterrupt as interrupt:
         advice = (
             f"go on with: python train.py --resume {shlex.quote(str(last))}"
             if last.exists()
-            else "no epoch was done yet"
+            else "no epoch was done yet; start it again"
         )
         print(f"train.py: interrupted; {advice}", file=sys.stderr)
         return 143 if isinstance(interrupt, Terminated) else 130

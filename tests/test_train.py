@@ -35,7 +35,7 @@ def test_a_run_leaves_its_files_and_says_how_to_score(run, small_flags, small_di
 def test_the_log_is_plain_aligned_and_repeatable(trained):
     text = (trained / "logs" / "run.txt").read_text()
     assert "\r" not in text and "\x1b" not in text
-    for word in ("command", "commit", "versions", "device", "data set", "arguments", "seed=0", "synthetic", "9,205"):
+    for word in ("command", "commit", "versions", "device", "data set", "arguments", "seed=0", "synthetic", "9,985"):
         assert word in text
     lines = text.splitlines()
     table = lines[lines.index(train.HEADINGS) :][:3]
@@ -77,7 +77,7 @@ def test_auto_uses_synthetic_digits_with_a_warning(run, small_flags, monkeypatch
 
 
 def test_one_cycle_rises_to_the_peak_and_falls_to_nothing():
-    rates = [train.one_cycle(step, 1000, 0.5) for step in range(1000)]
+    rates = [train.learning_rate_at(step, 1000, 0.5) for step in range(1000)]
     assert rates.index(max(rates)) == 200 and max(rates) == 0.5
     assert rates[0] == pytest.approx(0.02) and rates[-1] < 1e-5
 
