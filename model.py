@@ -205,7 +205,7 @@ class ShiftNet(AddendNet):
 
 
 SIZES = {
-    "tiny": dict(stages=((8,), (12, 12), (16, 20)), features=20, hidden=46, groups=20),
+    "tiny": dict(stages=((8,), (16, 16), (16, 16)), features=16, hidden=26, groups=16),
     "base": dict(stages=((16,), (32,), (64,)), features=64, hidden=128),
     "large": dict(stages=((32, 64), (64, 128), (128, 256)), features=256, hidden=256),
 }

@@ -50,7 +50,7 @@ HEADINGS = "epoch  learning rate  digit loss  sum loss  val digit %  val sum %  
 
 
 RECIPES = {
-    "tiny": dict(learning_rate=0.02, weight_decay=0.05, augment=0.5),
+    "tiny": dict(learning_rate=0.02, weight_decay=0.05),
     **{name: dict(faults=faults) | recipe for name, (_, faults, recipe) in DESIGNS.items()},
 }
 OPTIMIZERS = {
@@ -79,7 +79,7 @@ def make_parser():
     add("--data-dir", metavar="FOLDER", default="data", help="where MNIST is, or is downloaded to")
     add("--val-size", type=cli.integer(0), default=5000, help="images held out to choose best.pt; 0: none")
     add("--addends-per-image", type=cli.integer(1, 10), default=10, metavar="K", help="different addends in a step")
-    add("--augment", type=cli.real(0, 5), default=1.0, help="strength of the random shift, rotation, scale, shear")
+    add("--augment", type=cli.real(0, 5), default=0.5, help="strength of the random shift, rotation, scale, shear")
 
     add = parser.add_argument_group("the network and its training").add_argument
     add(
@@ -239,6 +239,7 @@ def train(args, state, device, folder, argv):
                 averaged.n_averaged.fill_(state["n_averaged"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise cli.UserError(f"{args.resume} does not fit this version of train.py: {error}") from None
+        save_last(folder, args.run_name, state)  # a kill may have come between the two files
         print(f"going on after epoch {first_epoch} of {args.epochs}\n")
     print("\n".join([header, HEADINGS, *map(table_line, history)]), flush=True)
     write_log(folder, args.run_name, header, history)
@@ -296,8 +297,7 @@ def train(args, state, device, folder, argv):
         }
         if improved:
             save_best(folder, args.run_name, state)
-        for path in (folder / "logs" / f"{args.run_name}-last.pt", folder / "last.pt"):
-            save_checkpoint(path, state)
+        save_last(folder, args.run_name, state)
         write_log(folder, args.run_name, header, history)
 
     # --- the test set is opened here, once
@@ -339,6 +339,12 @@ def save_best(folder, run_name, state):
     kept["epoch"], kept["best"] = state["best"]["epoch"], {"joint_accuracy": state["best"]["joint_accuracy"]}
     for path in (folder / "logs" / f"{run_name}-best.pt", folder / "best.pt"):
         save_checkpoint(path, kept)
+
+
+def save_last(folder, run_name, state):
+    """Write last.pt, and the same under the run's own name: all that it takes to go on."""
+    for path in (folder / "logs" / f"{run_name}-last.pt", folder / "last.pt"):
+        save_checkpoint(path, state)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -388,16 +394,12 @@ def processor():
 
 
 def commit():
-    """The commit of these scripts, with a word where they were changed since."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    """The commit of these scripts, with -dirty behind it where they were changed since."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"]
     try:
-        name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
-        changed = subprocess.run(
-            [*git, "status", "--porcelain", "*.py"], capture_output=True, text=True, check=True
-        ).stdout
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return name.strip() + (", with changes" if changed else "")
 
 
 def table_line(row):
