@@ -1,0 +1,190 @@
+"""The published designs: their sizes as stated, and the signature of each fault and of its mend."""
+
+import math
+
+import pytest
+import torch
+
+import evaluate
+import train
+from data import Batches, draw_addends, draw_order
+from model import SUM_ENCODINGS, to_bits
+from published import DESIGNS, FAULTS, MODELS, build_model, scores_as_published
+
+
+def parameters(name, faults=()):
+    return sum(parameter.numel() for parameter in build_model(name, faults).parameters())
+
+
+def a_batch(size=8, addends=1):
+    """Random (image, addend, digit, sum_target)."""
+    digit = torch.randint(0, 10, (size,))
+    addend = torch.randint(0, 10, (size,) if addends == 1 else (size, addends))
+    return torch.randn(size, 1, 28, 28), addend, digit, (digit if addends == 1 else digit.unsqueeze(1)) + addend
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+@pytest.mark.parametrize("mended", [False, True])
+def test_many_addends_equal_one_at_a_time(name, mended):
+    model = build_model(name, () if mended else DESIGNS[name][1]).eval()
+    image, addend, _, _ = a_batch(4, addends=3)
+    digit_outputs, sum_outputs = model(image, addend)
+    assert digit_outputs.shape == (4, 3, 10)
+    for k in range(3):
+        one_digit, one_sum = model(image, addend[:, k])
+        torch.testing.assert_close(digit_outputs[:, k], one_digit)
+        torch.testing.assert_close(sum_outputs[:, k], one_sum)
+
+
+def test_sizes_are_those_stated_or_derived():
+    assert parameters("shared-softmax-lenet") == parameters("two-softmax-lenet") == 71_573
+    assert parameters("argmax-regression", DESIGNS["argmax-regression"][1]) == 100_461
+    pooling = build_model("average-pooling")
+    assert round(parameters("average-pooling") / 1000, 1) == 17.3
+    assert round(sum(p.numel() for p in pooling.encoder.parameters()) / 1000, 1) == 9.9
+    assert [sum(p.numel() for p in pooling.trunk[i : i + 2].parameters()) for i in (0, 3)] == [1920, 3720]
+    assert build_model("narrow-trunk").trunk[0].in_features == 25
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_every_fault_is_explained_and_can_be_turned_off(name):
+    assert set(DESIGNS[name][1]) <= set(FAULTS)
+    published, _ = train.parse_arguments(["--model", name])
+    mended, _ = train.parse_arguments(["--model", name, "--faults", "none"])
+    assert published.faults == list(DESIGNS[name][1]) and mended.faults == []
+    assert published.epochs == mended.epochs == DESIGNS[name][2]["epochs"]
+
+
+def test_softmax_before_cross_entropy_has_a_floor():
+    model = build_model("two-softmax-lenet", ["early-softmax"])
+    digit, sum_target = torch.arange(10), torch.arange(19)
+    perfect_digit, perfect_sum = torch.eye(10), torch.eye(19)  # all probability on the right answer
+    assert model.digit_loss(perfect_digit, digit).item() == pytest.approx(math.log(math.e + 9) - 1) == 1.46115
+    assert model.sum_loss(perfect_sum, sum_target).item() == pytest.approx(2.0310, abs=1e-4)
+    outputs = model(*a_batch()[:2])
+    assert all(torch.allclose(output.sum(-1), torch.ones(8)) for output in outputs)
+    mended = build_model("two-softmax-lenet")
+    assert mended.digit_loss(1000 * perfect_digit, digit).item() == 0
+
+
+def test_one_softmax_over_both_heads_shares_one_unit():
+    torch.manual_seed(0)
+    model = build_model("shared-softmax-lenet", ["shared-softmax"])
+    image, addend, digit, sum_target = a_batch(64)
+    digit_outputs, sum_outputs = model(image, addend)
+    torch.testing.assert_close(digit_outputs.sum(-1) + sum_outputs.sum(-1), torch.ones(64))
+    # the sum loss starts at ln 19 and a whole unit of probability moves it by one at the most
+    assert model.sum_loss(sum_outputs, sum_target).item() == pytest.approx(math.log(19), abs=0.01)
+    sure = torch.zeros(64, 29).scatter(1, digit.unsqueeze(1), 1.0)  # sure of the digit: nothing is left for the sum
+    assert model.sum_loss(sure[:, 10:], sum_target).item() == pytest.approx(math.log(19))
+
+
+@pytest.mark.parametrize(("faults", "reached"), [(["argmax"], False), ([], True)])
+def test_argmax_cuts_the_gradient_of_the_sum(faults, reached):
+    model = build_model("argmax-regression", faults)
+    image, addend, _, sum_target = a_batch()
+    model.sum_loss(model(image, addend)[1], sum_target).backward()
+    gradients = [parameter.grad for parameter in model.encoder.parameters()]
+    assert any(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients) == reached
+
+
+def test_raw_addend_is_one_input_and_one_hot_ten():
+    widths = [build_model("argmax-regression", faults).adder[0].in_features for faults in (["raw-addend"], [])]
+    assert widths == [2, 11]
+
+
+def test_resampling_misses_37_percent_of_the_images():
+    seen = len(draw_order(20_000, 0, 0, resample=32).unique())
+    assert 1 - seen / 20_000 == pytest.approx(math.exp(-1), abs=0.01)
+    assert len(draw_order(20_000, 0, 0).unique()) == 20_000
+
+
+@pytest.mark.parametrize(("addends", "numbers"), [(9, 9), (10, 10)])
+def test_the_number_nine_is_not_drawn(small, addends, numbers):
+    assert draw_addends(10_000, 1, 0, 0, addends).unique().tolist() == list(range(numbers))
+    batches = Batches(*small, 64, addends=addends)
+    assert torch.cat([addend for _, addend, _, _ in batches.epoch(0)]).max() == numbers - 1
+
+
+def test_counting_as_published():
+    digits = torch.arange(10_000) % 10
+    digit_predictions = digits.unsqueeze(1).expand(-1, 10).clone()
+    sum_predictions = digit_predictions + torch.arange(10)
+    digit_predictions[:100], sum_predictions[:100] = -1, -1  # wrong together: the joint accuracy is 99 %
+    lines = scores_as_published(
+        ["product", "last-batch", "dropped-batch"], digit_predictions, sum_predictions, digits, batch_size=128
+    )
+    assert "98.010 %" in lines[0]
+    assert "digit 16/10000, sum 16/10000" in lines[1]
+    assert "without the last 16" in lines[2] and f"{100 * 9884 / 9984:.3f}" in lines[2]
+    assert scores_as_published([], digit_predictions, sum_predictions, digits, 128) == []
+
+
+def test_a_fault_or_an_encoding_where_it_cannot_be_is_refused(run):
+    for flags in (
+        "--model base --faults argmax",
+        "--model narrow-trunk --faults early-softmax",
+        "--model average-pooling --sum-encoding binary",
+    ):
+        status, _, err = run(train, *flags.split(), "--dataset", "synthetic")
+        assert status == 2 and err.count("\n") == 1 and flags.split()[1] in err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Encodings
+
+
+def test_bits_are_those_of_the_number():
+    assert to_bits(torch.tensor([0, 5, 18]), 5).tolist() == [[0, 0, 0, 0, 0], [1, 0, 1, 0, 0], [0, 1, 0, 0, 1]]
+
+
+@pytest.mark.parametrize("name", SUM_ENCODINGS)
+def test_a_perfect_output_decodes_to_its_sum_and_costs_nothing(name):
+    encoding, sums = SUM_ENCODINGS[name](), torch.arange(19)
+    output = {
+        "onehot": torch.eye(19) * 100,
+        "binary": (to_bits(sums, 5) - 0.5) * 200,
+        "scalar": sums.unsqueeze(1).float(),
+        "scalar-rmse": sums.unsqueeze(1).float(),
+    }[name]
+    probabilities = encoding.probabilities(output)
+    assert torch.equal(probabilities.argmax(-1), sums)
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(19))
+    assert encoding.loss(output, sums).item() < 1e-3
+    assert encoding.loss(output.flip(0), sums).item() > 1
+
+
+def test_a_binary_answer_is_a_sum_that_exists():
+    # all bits set would be 31; the best sum that exists is 15
+    assert SUM_ENCODINGS["binary"]().probabilities(torch.full((1, 5), 3.0)).argmax(-1).item() == 15
+
+
+def test_a_real_number_beyond_the_sums_is_taken_to_the_nearest():
+    output = torch.tensor([[-3.0], [4.4], [4.6], [50.0], [float("nan")]])
+    assert SUM_ENCODINGS["scalar"]().probabilities(output).argmax(-1).tolist() == [0, 4, 5, 18, 0]
+
+
+def test_the_shifted_sum_is_wrong_only_with_the_digit():
+    model = build_model("tiny", sum_encoding="shift").eval()
+    image, addend, _, _ = a_batch(50, addends=10)
+    addend = torch.arange(10).expand(50, 10)
+    digit_logits, sum_logits = model(image, addend)
+    assert torch.equal(digit_logits.argmax(-1) + addend, sum_logits.argmax(-1))
+    torch.testing.assert_close(digit_logits, digit_logits[:, :1].expand(-1, 10, -1))  # it does not see the addend
+
+
+@pytest.mark.parametrize("flags", ["--addend-encoding scalar", "--sum-encoding binary", "--sum-encoding shift"])
+def test_encodings_train_and_score_from_the_command_line(run, small_flags, small_dir, flags):
+    status, out, _ = run(train, *small_flags, *flags.split(), "--epochs", 1)
+    assert status == 0
+    scored = run(evaluate, "--ckpt", "best.pt", "--data-dir", small_dir)[1]
+    assert next(line for line in out.splitlines() if line.startswith("joint")) in scored
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name in DESIGNS])
+def test_designs_train_from_the_command_line(run, small_flags, name):
+    flags = [name if flag == "tiny" else flag for flag in small_flags]
+    status, out, err = run(train, *flags, "--epochs", 1)
+    assert status == 0, err
+    counted = {"product", "last-batch", "dropped-batch"} & set(DESIGNS[name][1])
+    assert ("as published" in out) == bool(counted)
