@@ -1,0 +1,282 @@
+"""Run every experiment behind the README's tables and write the tables from the runs' logs.
+
+    python reproduce.py            run what is missing in logs/, then rewrite the tables in README.md
+    python reproduce.py --check    run nothing; exit status 1 if a table of README.md differs from the logs
+    python reproduce.py --quick    one seed and one epoch of everything, in minutes; prints the tables, keeps nothing
+
+It can be stopped at any time and called again: finished runs are skipped, the interrupted ones go on where they were.
+"""
+
+import csv
+import os
+import re
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cli
+import train
+from checkpoint import write_atomically
+
+HERE = Path(__file__).resolve().parent
+OURS_SEEDS, OTHER_SEEDS = range(5), range(3)
+STUDY_EPOCHS = 3  # of the studies of encodings and weights
+
+# name: (what the write-up states, one line of cause)
+PUBLISHED = {
+    "narrow-trunk": ("pictures only", "sound; a single rate of 0.1 for ten epochs and 15 features are its limit"),
+    "shared-softmax-lenet": (
+        "digit 9.7 %, sum about 1 % (training)",
+        "one softmax over both heads, then cross-entropy: neither head can become sure of anything",
+    ),
+    "two-softmax-lenet": (
+        "digit 98.4 %, sum 37.3 % (training)",
+        "softmax before cross-entropy: the gradient dies where an answer is surely wrong; and never a 9",
+    ),
+    "argmax-regression": (
+        "digit 99.225 %, sum 98.99 % (training)",
+        "argmax cuts the sum's gradient: the adder learns, the image network learns from the digit alone",
+    ),
+    "average-pooling": (
+        "digit 99.319 %, sum 99.219 %, joint 98.551 % (a product)",
+        "sound; the product is not the joint accuracy, and 16 test images were dropped",
+    ),
+    "two-branch-lenet": (
+        "digit 16/10000, sum 1 to 11/10000",
+        "softmax before cross-entropy; and the counter held the last batch of 16 only",
+    ),
+}
+# Of these the published run and the mended one are the same: their faults, if any, are in the counting.
+SAME_WHEN_MENDED = ("narrow-trunk", "average-pooling")
+ENCODINGS = {
+    "addend one-hot, sum one-hot": "",
+    "addend as a number": "--addend-encoding scalar",
+    "addend binary": "--addend-encoding binary",
+    "addend embedding": "--addend-encoding embedding",
+    "sum binary, five bits": "--sum-encoding binary",
+    "sum as a number, squared error": "--sum-encoding scalar",
+    "sum as a number, root of it": "--sum-encoding scalar-rmse",
+    "sum without parameters: the digit shifted": "--sum-encoding shift",
+}
+WEIGHTS = ("0.9 0.1", "0.7 0.3", "1 1", "0.3 0.7", "0.1 0.9")
+
+
+def plan():
+    """Every run: {name: flags of train.py}, in the order in which they are run."""
+    runs = {}
+    for size in ("base", "tiny"):
+        for seed in OURS_SEEDS:
+            runs[f"{size}-s{seed}"] = f"--model {size} --seed {seed}"
+    for seed in OTHER_SEEDS:
+        for design in PUBLISHED:
+            runs[f"{design}-published-s{seed}"] = f"--model {design} --seed {seed}"
+            if design not in SAME_WHEN_MENDED:
+                runs[f"{design}-mended-s{seed}"] = f"--model {design} --faults none --seed {seed}"
+        for flags in ENCODINGS.values():
+            runs[f"{study_name(flags)}-s{seed}"] = f"{flags} --epochs {STUDY_EPOCHS} --seed {seed}".strip()
+        for weights in WEIGHTS:
+            flags = weight_flags(weights)
+            runs[f"{study_name(flags)}-s{seed}"] = f"{flags} --epochs {STUDY_EPOCHS} --seed {seed}".strip()
+    return {name: f"{flags} --dataset mnist" for name, flags in runs.items()}
+
+
+def weight_flags(weights):
+    """Flags of "digit sum" loss weights; none for the default of 1 and 1."""
+    digit, total = weights.split()
+    return "" if digit == total else f"--digit-weight {digit} --sum-weight {total}"
+
+
+def study_name(flags):
+    """A run's name from its flags: --sum-encoding binary -> study-sum-encoding-binary."""
+    return re.sub(r"[\s-]+", "-", f"study {flags or 'default'}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Running
+
+
+def finished(folder, name, flags):
+    """Whether `folder` has the complete log of a run with these flags."""
+    try:
+        text = (folder / f"{name}.txt").read_text()
+        command = re.search(r"^command +python train.py (.*)$", text, re.MULTILINE).group(1)
+        read_test(folder / f"{name}.csv")
+    except (OSError, AttributeError, LookupError):
+        return False
+    return arguments(command) == arguments(f"{flags} --run-name {name}")
+
+
+def arguments(flags):
+    """The arguments of train.py that make a run what it is."""
+    args, _ = train.parse_arguments(shlex.split(flags))
+    return {name: value for name, value in vars(args).items() if name not in train.FREE_ON_RESUME}
+
+
+def run_all(runs, folder, jobs, extra):
+    """Run what is not finished, `jobs` at a time, into `folder`. Raises UserError where a run fails."""
+    waiting = {name: flags for name, flags in runs.items() if not finished(folder, name, flags)}
+    total, start, running = len(waiting), time.monotonic(), {}
+    print(f"{len(runs) - total} of {len(runs)} runs are there, {total} to do", flush=True)
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                name = next(iter(waiting))
+                running[name] = start_run(name, waiting.pop(name), folder, extra, environment)
+            for name, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[name]
+                    keep(name, process, folder)
+                    done = total - len(waiting) - len(running)
+                    left = (time.monotonic() - start) / done * (total - done) / 60
+                    print(f"{done}/{total} {name}, about {left:.0f} min left", flush=True)
+            time.sleep(0.2)
+    finally:
+        for process in running.values():
+            process.terminate()  # each leaves a checkpoint to go on from
+        for process in running.values():
+            process.wait()
+
+
+def start_run(name, flags, folder, extra, environment):
+    """Start, or go on with, one run in a folder of its own."""
+    work = folder / ".work" / name
+    work.mkdir(parents=True, exist_ok=True)
+    last = work / "logs" / f"{name}-last.pt"
+    if last.exists():
+        words = ["--resume", str(last)]
+    else:
+        shutil.rmtree(work / "logs", ignore_errors=True)  # of a run that was stopped in its first epoch
+        words = shlex.split(f"{flags} --run-name {name}")
+    command = [sys.executable, str(HERE / "train.py"), *words, "--out", str(work), *extra]
+    with open(work / "output.txt", "w") as output:
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+
+
+def keep(name, process, folder):
+    """Move the log of a run that ended well to `folder`; its checkpoints go."""
+    work = folder / ".work" / name
+    if process.returncode:
+        raise cli.UserError(f"the run {name} failed: {(work / 'output.txt').read_text().strip().splitlines()[-1]}")
+    for ending in ("csv", "txt"):
+        text = (work / "logs" / f"{name}.{ending}").read_text()
+        write_atomically(folder / f"{name}.{ending}", text.replace(f" --out {work}", "").replace(f"{work}/", ""))
+    shutil.rmtree(work)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
+
+
+def read_test(path):
+    """The test row of a run's CSV file as floats, with `train_seconds`. Raises LookupError where it is not there."""
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    tests = [row for row in rows if row["split"] == "test"]
+    scores = {name: 100 * float(tests[0][name]) for name in ("digit_accuracy", "sum_accuracy", "joint_accuracy")}
+    scores["train_seconds"] = sum(float(row["seconds"]) for row in rows if row["split"] == "validation")
+    return scores
+
+
+def spread(folder, names, column, digits=2):
+    """Mean ± standard deviation of a column over runs, as text; the mean alone of one run; a dash for none."""
+    values = [read_test(folder / f"{name}.csv")[column] for name in names if (folder / f"{name}.csv").exists()]
+    if not values:
+        return "–"
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}"
+
+
+def heads(folder, names):
+    """The three accuracies as three cells."""
+    return [spread(folder, names, f"{head}_accuracy") for head in ("digit", "sum", "joint")]
+
+
+def table(headings, rows):
+    """A Markdown table."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def tables(folder, runs):
+    """{name: Markdown} of every part of the README that comes from the logs."""
+
+    def named(prefix):
+        return [name for name in runs if re.fullmatch(rf"{re.escape(prefix)}-s\d+", name)]
+
+    results = []
+    for size in ("base", "tiny"):
+        seconds = spread(folder, named(size), "train_seconds", 0)
+        text = (folder / f"{named(size)[0]}.txt").read_text() if (folder / f"{named(size)[0]}.txt").exists() else ""
+        parameters = re.search(r"([\d,]+) parameters", text)
+        results.append([f"`{size}`", parameters.group(1) if parameters else "–", *heads(folder, named(size)), seconds])
+    published = []
+    for design, (stated, cause) in PUBLISHED.items():
+        as_published = named(f"{design}-published")
+        mended = as_published if design in SAME_WHEN_MENDED else named(f"{design}-mended")
+        digit, total, joint = heads(folder, as_published)
+        after = "the same run" if mended == as_published else spread(folder, mended, "joint_accuracy")
+        published.append([f"`{design}`", stated, f"{digit} / {total}", joint, after, cause])
+    encodings = [[label, *heads(folder, named(study_name(flags)))] for label, flags in ENCODINGS.items()]
+    weights = [[" : ".join(pair.split()), *heads(folder, named(study_name(weight_flags(pair))))] for pair in WEIGHTS]
+    log = folder / "base-s0.txt"
+    return {
+        "base-s0": f"```\n{log.read_text() if log.exists() else '–'}```",
+        "results": table(["network", "parameters", "digit %", "sum %", "joint %", "training, s"], results),
+        "published": table(
+            ["design", "stated", "as published: digit / sum %", "joint %", "mended: joint %", "cause"], published
+        ),
+        "encodings": table(["encoding", "digit %", "sum %", "joint %"], encodings),
+        "weights": table(["digit : sum", "digit %", "sum %", "joint %"], weights),
+    }
+
+
+def rewrite(text, made):
+    """The README's text with each table between its markers replaced. Raises UserError where markers are missing."""
+    for name, markdown in made.items():
+        pattern = re.compile(rf"(<!-- from logs: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise cli.UserError(f"README.md lacks the markers <!-- from logs: {name} --> and <!-- end -->")
+        text = pattern.sub(lambda match, new=markdown: match.group(1) + new + "\n" + match.group(2), text)
+    return text
+
+
+def main(argv=None):
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--check", action="store_true", help="compare README.md with the logs, run nothing")
+    parser.add_argument("--quick", action="store_true", help="one seed, one epoch, nothing kept")
+    parser.add_argument("--jobs", type=cli.integer(1), default=1, help="runs at a time, which share the cores")
+    parser.add_argument("--device", choices=cli.DEVICES, default="auto", help="as train.py takes it")
+    parser.add_argument("--data-dir", default="data", metavar="FOLDER", help="as train.py takes it")
+    args = parser.parse_args(argv)
+    if args.check and args.quick:
+        parser.error("--check and --quick contradict each other")
+
+    runs, readme = plan(), HERE / "README.md"
+    extra = ["--device", args.device, "--data-dir", args.data_dir]
+    if args.quick:
+        runs = {name: f"{flags} --epochs 1" for name, flags in runs.items() if name.endswith("-s0")}
+        with tempfile.TemporaryDirectory() as folder:
+            run_all(runs, Path(folder), args.jobs, extra)
+            print("\n\n".join(tables(Path(folder), runs).values()))
+        return 0
+    if not args.check:
+        (HERE / "logs").mkdir(exist_ok=True)
+        run_all(runs, HERE / "logs", args.jobs, extra)
+    before = readme.read_text()
+    after = rewrite(before, tables(HERE / "logs", runs))
+    if args.check and before != after:
+        print("reproduce.py: README.md differs from the logs; run python reproduce.py", file=sys.stderr)
+        return 1
+    if before != after:
+        write_atomically(readme, after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_script(main))
