@@ -374,7 +374,8 @@ class Batches:
 
     images [N, 1, 28, 28] uint8 and digits [N] int64 go to the device once, an epoch's tables in one copy each; a batch
     is then an indexing away. `len()` is the number of batches of an epoch, a smaller last one included.
-    `addends` below 10 and `resample` are published faults, see `published.FAULTS`.
+    Of `world` processes, number `rank` takes every `world`-th image of each batch. `addends` below 10 and `resample`
+    are published faults, see `published.FAULTS`.
     """
 
     def __init__(
@@ -388,14 +389,24 @@ class Batches:
         device="cpu",
         addends=ADDENDS,
         resample=False,
+        rank=0,
+        world=1,
     ):
         self.images, self.digits = images.to(device), digits.to(device)
         self.batch_size, self.seed, self.device = batch_size, seed, device
         self.addends_per_image, self.augment = addends_per_image, augment
-        self.addends, self.resample = addends, resample
+        self.addends, self.resample, self.rank, self.world = addends, resample, rank, world
 
     def __len__(self):
         return -(-len(self.images) // self.batch_size)
+
+    def weight(self, step):
+        """What the mean over this process's part of a batch weighs in the mean over the processes; 1 in a single one.
+
+        Parts differ in size by one image at most. One that is empty is given an image, and the weight 0.
+        """
+        size = min(self.batch_size, len(self.images) - step * self.batch_size)
+        return len(range(self.rank, size, self.world)) * self.world / size
 
     def epoch(self, epoch):
         """Yield (image, addend, digit, sum_target) in the epoch's order.
@@ -408,7 +419,8 @@ class Batches:
         if self.addends_per_image == 1:
             addends = addends.squeeze(1)
         warps = draw_warps(count, self.augment, self.seed, epoch).to(self.device) if self.augment else None
-        for index in order.split(self.batch_size):
+        for batch in order.split(self.batch_size):
+            index = batch[min(self.rank, len(batch) - 1) :: self.world]
             image = prepare(self.images[index], None if warps is None else warps[index])
             addend, digit = addends[index], self.digits[index]
             yield image, addend, digit, (digit if addend.dim() == 1 else digit.unsqueeze(1)) + addend

@@ -11,43 +11,31 @@ command that scores it again.
 
 import argparse
 import contextlib
-import csv
 import datetime
 import functools
-import glob
-import io
 import math
 import os
-import platform
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-import torchvision
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 import cli
-from checkpoint import save_checkpoint, write_atomically
+import processes
+from checkpoint import save_checkpoint
 from data import DATASETS, MEAN, STD, Batches, generator_for, load_digits, split_indices
 from evaluate import load_model, predict_pairs, score, short_report
 from model import ADDEND_ENCODINGS, SIZES, SUM_ENCODINGS
 from published import DESIGNS, FAULTS, MODELS, build_model, scores_as_published
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from runlog import HEADINGS, holds_epochs, lock, make_header, remove_leftovers, table_line, versions, write_log
 
 # What may differ between a run and its continuation; the rest makes the run what it is.
 FREE_ON_RESUME = ("data_dir", "device", "out", "resume")
-HEADINGS = "epoch  learning rate  digit loss  sum loss  val digit %  val sum %  val joint %  seconds"
-
 
 RECIPES = {
     "tiny": dict(learning_rate=0.02, weight_decay=0.05),
@@ -191,6 +179,8 @@ def moving_average(decay):
 
 def train(args, state, device, folder, argv):
     """The run: it leaves its files. `state` is the checkpoint to go on from, or None; `argv` goes into the log."""
+    first = processes.rank() == 0  # of several processes this one writes
+
     # --- data
     dataset = args.dataset if state is None else state["dataset"]
     images, digits, dataset = load_digits(dataset, args.data_dir, train=True)
@@ -208,6 +198,8 @@ def train(args, state, device, folder, argv):
         device,
         addends=9 if "no-nine" in args.faults else 10,
         resample="resample" in args.faults,
+        rank=processes.rank(),
+        world=processes.world(),
     )
 
     # --- network
@@ -216,7 +208,7 @@ def train(args, state, device, folder, argv):
         model = build_model(args.model, args.faults, args.addend_encoding, args.sum_encoding)
     except ValueError as error:
         raise cli.UserError(str(error)) from None
-    model = model.to(device, memory_format=torch.channels_last)
+    model = processes.synchronise_batch_norm(model, device).to(device, memory_format=torch.channels_last)
     optimizer = OPTIMIZERS[args.optimizer](
         model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True
     )
@@ -239,12 +231,15 @@ def train(args, state, device, folder, argv):
                 averaged.n_averaged.fill_(state["n_averaged"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise cli.UserError(f"{args.resume} does not fit this version of train.py: {error}") from None
-        save_last(folder, args.run_name, state)  # a kill may have come between the two files
+        if first:
+            save_last(folder, args.run_name, state)  # a kill may have come between the two files
         print(f"going on after epoch {first_epoch} of {args.epochs}\n")
     print("\n".join([header, HEADINGS, *map(table_line, history)]), flush=True)
-    write_log(folder, args.run_name, header, history)
+    if first:
+        write_log(folder, args.run_name, header, history)
 
     # --- the loop
+    network = processes.share(model, device)
     steps = args.epochs * len(batches)
     for epoch in range(first_epoch, args.epochs):
         torch.manual_seed(generator_for("network", args.seed, epoch).initial_seed())  # for a network with dropout
@@ -255,17 +250,17 @@ def train(args, state, device, folder, argv):
         for step, (image, addend, digit, sum_target) in enumerate(bar):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(epoch * len(batches) + step, steps, args.learning_rate, args.schedule)
-            digit_logits, sum_logits = model(image, addend)
+            digit_logits, sum_logits = network(image, addend)
             digit_loss = model.digit_loss(digit_logits, digit, args.label_smoothing)
             sum_loss = model.sum_loss(sum_logits, sum_target, args.label_smoothing)
             loss = args.digit_weight * digit_loss + args.sum_weight * sum_loss
             optimizer.zero_grad()
-            loss.backward()
+            (batches.weight(step) * loss).backward()
             optimizer.step()
             if averaged:
                 averaged.update_parameters(model)
             losses[step, 0], losses[step, 1] = digit_loss.detach(), sum_loss.detach()
-        losses = losses.cpu()  # waits for the device
+        losses = mean_over_processes(losses, batches).cpu()  # waits for the device
         seconds = time.perf_counter() - start
         stop_if_not_finite(losses, model, epoch, steps, args)
 
@@ -273,7 +268,7 @@ def train(args, state, device, folder, argv):
         row = {"epoch": epoch + 1, "learning_rate": optimizer.param_groups[0]["lr"], "seconds": seconds}
         row["digit_loss"], row["sum_loss"] = losses.double().mean(dim=0).tolist()
         if args.val_size:
-            scores = score(*predict_pairs([scored], val_images, device=device), val_digits)
+            scores = score(*predict_shared(scored, val_images, device), val_digits)
             row |= {name: scores[name] for name in ("digit_accuracy", "sum_accuracy", "joint_accuracy")}
         history.append(row)
         print(table_line(row), flush=True)
@@ -295,16 +290,18 @@ def train(args, state, device, folder, argv):
             "best": best,
             "header": header,
         }
-        if improved:
+        if improved and first:
             save_best(folder, args.run_name, state)
-        save_last(folder, args.run_name, state)
-        write_log(folder, args.run_name, header, history)
+        if first:
+            save_last(folder, args.run_name, state)
+            write_log(folder, args.run_name, header, history)
 
     # --- the test set is opened here, once
-    save_best(folder, args.run_name, state)
+    if first:
+        save_best(folder, args.run_name, state)
     scored.load_state_dict(best["weights"])
     images, digits, _ = load_digits(dataset, args.data_dir, train=False)
-    predictions = predict_pairs([scored], images, device=device)
+    predictions = predict_shared(scored, images, device)
     scores = score(*predictions, digits)
     total = sum(row["seconds"] for row in history)
     ending = [
@@ -316,7 +313,21 @@ def train(args, state, device, folder, argv):
         f"score it again: python evaluate.py --ckpt {shlex.quote(str(folder / 'best.pt'))}",
     ]
     print("\n".join(ending))
-    write_log(folder, args.run_name, header, history, ending, scores)
+    if first:
+        write_log(folder, args.run_name, header, history, ending, scores)
+
+
+def mean_over_processes(losses, batches):
+    """The whole batches' losses [steps, 2] from those of this process's parts."""
+    weights = [batches.weight(step) / processes.world() for step in range(len(losses))]
+    return processes.add_up(losses * torch.tensor(weights, device=losses.device).unsqueeze(1))
+
+
+def predict_shared(model, images, device):
+    """`predict_pairs` with the images shared out among the processes; all get all of the predictions."""
+    processes.take_buffers_of_first(model)
+    part = predict_pairs([model], images[processes.rank() :: processes.world()], device=device)
+    return processes.interleave(part)
 
 
 def stop_if_not_finite(losses, model, epoch, steps, args):
@@ -348,117 +359,6 @@ def save_last(folder, run_name, state):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The log
-
-
-def versions():
-    """Versions of what the run stands on."""
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
-        "numpy": np.__version__,
-    }
-
-
-def make_header(argv, args, dataset, device, model, training, validation):
-    """What it takes to repeat the run, as lines of text."""
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{processor()}, {torch.get_num_threads()} threads"
-    )
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    flags = " ".join(f"{name}={value}" for name, value in vars(args).items() if value is not None)
-    return "\n".join(
-        [
-            f"command     {shlex.join(['python', 'train.py', *argv])}",
-            f"commit      {commit()}",
-            f"versions    {', '.join(f'{name} {version}' for name, version in versions().items())}",
-            f"device      {device.type}: {name}",
-            f"data set    {dataset}: {training:,d} training and {validation:,d} validation images",
-            f"model       {args.model}, {parameters:,d} parameters",
-            f"arguments   {flags}",
-            "",
-        ]
-    )
-
-
-def processor():
-    """The processor's name, as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def commit():
-    """The commit of these scripts, with -dirty behind it where they were changed since."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"]
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def table_line(row):
-    """One epoch as a line under HEADINGS."""
-    accuracies = [row.get(f"{name}_accuracy") for name in ("digit", "sum", "joint")]
-    cells = [f"{'-':>9s}" if value is None else f"{100 * value:9.3f}" for value in accuracies]
-    return (
-        f"{row['epoch']:5d}  {row['learning_rate']:13.6f}  {row['digit_loss']:10.4f}  {row['sum_loss']:8.4f}"
-        f"    {cells[0]}  {cells[1]}    {cells[2]}  {row['seconds']:7.1f}"
-    )
-
-
-def write_log(folder, run_name, header, history, ending=(), test_scores=None):
-    """Write logs/RUN.txt and logs/RUN.csv whole, as they stand after an epoch or at the end."""
-    lines = [header, HEADINGS, *map(table_line, history), *ending]
-    write_atomically(folder / "logs" / f"{run_name}.txt", "\n".join(lines) + "\n")
-    columns = ["split", "epoch", "learning_rate", "digit_loss", "sum_loss"]
-    columns += ["digit_accuracy", "sum_accuracy", "joint_accuracy", "seconds"]
-    rows = [{"split": "validation"} | row for row in history]
-    if test_scores:
-        rows.append({"split": "test"} | test_scores)
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    write_atomically(folder / "logs" / f"{run_name}.csv", text.getvalue())
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def lock(folder):
-    """Claim the output folder for this process; the claim ends with the process, however that ends."""
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise cli.UserError(
-            f"another run is training in {folder.resolve()}; wait for it or choose another --out"
-        ) from None
-    finally:
-        os.close(handle)
-
-
-def holds_epochs(log):
-    """Whether a log is there with an epoch in it; that of a run that ended before its first may be written over."""
-    return log.exists() and not log.read_text().endswith(HEADINGS + "\n")
-
-
-def remove_leftovers(folder, run_name):
-    """Remove the temporary files that a killed run of this folder, which is locked, may have left."""
-    for pattern in (".best.pt.*.tmp", ".last.pt.*.tmp", f"logs/.{glob.escape(run_name)}[-.]*.tmp"):
-        for path in folder.glob(pattern):
-            path.unlink()
 
 
 class Terminated(KeyboardInterrupt):
@@ -481,21 +381,24 @@ def main(argv=None):
     last = folder / "logs" / f"{args.run_name}-last.pt"
     previous = signal.signal(signal.SIGTERM, terminate)
     try:
-        with lock(folder):
-            if state is None and (last.exists() or holds_epochs(last.with_name(f"{args.run_name}.txt"))):
-                advice = f" or --resume {last}" if last.exists() else ""
-                raise cli.UserError(
-                    f"there is a run {args.run_name} in {last.parent}; choose another --run-name{advice}"
-                )
-            remove_leftovers(folder, args.run_name)
-            train(args, state, device, folder, argv)
+        with processes.joined(device) as device:
+            if processes.rank() > 0:  # process 0 alone prints and writes
+                with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+                    train(args, state, device, folder, argv)
+                return 0
+            with lock(folder):
+                if state is None and (last.exists() or holds_epochs(last.with_name(f"{args.run_name}.txt"))):
+                    advice = f" or --resume {last}" if last.exists() else ""
+                    raise cli.UserError(
+                        f"there is a run {args.run_name} in {last.parent}; choose another --run-name{advice}"
+                    )
+                remove_leftovers(folder, args.run_name)
+                train(args, state, device, folder, argv)
     except KeyboardInterrupt as interrupt:
-        advice = (
-            f"go on with: python train.py --resume {shlex.quote(str(last))}"
-            if last.exists()
-            else "no epoch was done yet; start it again"
-        )
-        print(f"train.py: interrupted; {advice}", file=sys.stderr)
+        again = f"go on with: python train.py --resume {shlex.quote(str(last))}"
+        advice = again if last.exists() else "no epoch was done yet; start it again"
+        if processes.rank() == 0:
+            print(f"train.py: interrupted; {advice}", file=sys.stderr)
         return 143 if isinstance(interrupt, Terminated) else 130
     finally:
         signal.signal(signal.SIGTERM, previous)

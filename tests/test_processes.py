@@ -1,0 +1,113 @@
+"""Several processes: together they do what one does, on the loopback interface."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import train
+from checkpoint import load_checkpoint
+from conftest import ROOT
+from data import Batches
+
+WORLD = 2
+
+
+def launch(folder, *argv, program="train.py"):
+    """Run train.py in two gloo processes; (exit status, output of both streams)."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}"]
+    done = subprocess.run(
+        [*command, str(ROOT / program), *map(str, argv)],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )
+    return done.returncode, done.stdout
+
+
+def rows(folder):
+    with open(folder / "logs" / "run.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_processes_share_each_batch_out(small, world):
+    whole = list(Batches(*small, 64, addends_per_image=2).epoch(1))
+    parts = [Batches(*small, 64, addends_per_image=2, rank=rank, world=world) for rank in range(world)]
+    for step, batches in enumerate(zip(*(part.epoch(1) for part in parts), strict=True)):
+        for rank, part in enumerate(batches):
+            for mine, all_of_it in zip(part, whole[step], strict=True):
+                assert torch.equal(mine, all_of_it[rank::world])
+        # the weighted mean of the parts' means is the mean of the whole
+        weights = [part.weight(step) for part in parts]
+        mean = sum(w * part[3].float().mean() for w, part in zip(weights, batches, strict=True)) / world
+        assert mean.item() == pytest.approx(whole[step][3].float().mean().item(), rel=1e-5)
+
+
+def test_a_tail_smaller_than_the_processes_counts_each_image_once(small):
+    images, digits = small[0][:65], small[1][:65]
+    parts = [Batches(images, digits, 64, rank=rank, world=3) for rank in range(3)]
+    assert [part.weight(1) for part in parts] == [3, 0, 0]
+    assert all(len(list(part.epoch(0))[1][2]) == 1 for part in parts)  # none is without an image to go forward with
+
+
+@pytest.fixture(scope="module")
+def in_two(small_flags, tmp_path_factory):
+    """A folder with a run of two processes, of a network without batch norm."""
+    folder = tmp_path_factory.mktemp("two")
+    status, output = launch(folder, *small_flags, "--model", "two-branch-lenet", "--epochs", 2)
+    assert status == 0, output
+    return folder, output
+
+
+def test_two_processes_follow_the_loss_of_one_and_score_the_same_pairs(run, small_flags, in_two, tmp_path):
+    folder, output = in_two
+    status, _, _ = run(train, *small_flags, "--model", "two-branch-lenet", "--epochs", 2)
+    assert status == 0
+    for ours, one in zip(rows(folder), rows(tmp_path), strict=True):
+        for column in ("digit_loss", "sum_loss", "digit_accuracy", "sum_accuracy"):
+            if one[column]:
+                tolerance = 1e-5 if column.endswith("loss") else 0.01
+                assert float(ours[column]) == pytest.approx(float(one[column]), abs=tolerance)
+    one, two = load_checkpoint("last.pt")["raw_weights"], load_checkpoint(folder / "last.pt")["raw_weights"]
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-4, rtol=1e-3)
+    assert "of 1,500 wrong" in output and "2 processes" in output
+
+
+def test_process_0_alone_prints_and_writes(in_two):
+    folder, output = in_two
+    assert len(re.findall("^joint accuracy", output, re.MULTILINE)) == 1
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    assert names == ["best.pt", "last.pt", "logs/run-best.pt", "logs/run-last.pt", "logs/run.csv", "logs/run.txt"]
+
+
+def test_a_process_that_dies_ends_the_job_and_it_can_go_on(small_flags, in_two, tmp_path):
+    """Process 1 is killed in the second epoch; resumed, the two end where two that were not disturbed do."""
+    (tmp_path / "dying.py").write_text(
+        f"import os, signal, sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import cli, train\n"
+        "from data import Batches\n"
+        "epochs = Batches.epoch\n"
+        "def epoch(self, number):\n"
+        "    if number == 1 and os.environ['RANK'] == '1':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return epochs(self, number)\n"
+        "Batches.epoch = epoch\n"
+        "sys.exit(cli.run_script(train.main))\n"
+    )
+    flags = [*small_flags, "--model", "two-branch-lenet", "--epochs", 2]
+    status, output = launch(tmp_path, *flags, program=tmp_path / "dying.py")
+    assert status != 0 and "Signal 9 (SIGKILL) received" in output
+    assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
+    status, output = launch(tmp_path, "--resume", "last.pt")
+    assert status == 0, output
+    whole, resumed = (load_checkpoint(folder / "last.pt")["raw_weights"] for folder in (in_two[0], tmp_path))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
