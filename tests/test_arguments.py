@@ -1,0 +1,201 @@
+"""Bad command lines: each is refused in one line, with exit status 2, before any file is made or changed."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+import evaluate
+import train
+
+FOREVER = "9" * 5000  # more digits than Python turns into a number
+
+BAD_FOR_TRAIN = [
+    # out of range, of the wrong type
+    "--epochs 0",
+    "--epochs -1",
+    "--epochs 1.5",
+    "--epochs ten",
+    "--epochs nan",
+    "--epochs",
+    f"--epochs {FOREVER}",
+    "--epochs 99999999999999999999",
+    "--seed -1",
+    "--seed 2147483648",
+    "--seed 0.5",
+    "--seed x",
+    "--device tpu",
+    "--device cuda:0",
+    "--device CPU",
+    "--batch-size 0",
+    "--batch-size -5",
+    "--batch-size 1e3",
+    "--batch-size 99999999999999999999",
+    "--val-size -1",
+    "--val-size half",
+    "--val-size 0.1",
+    "--val-size 700",
+    "--val-size 701",
+    "--val-size 60000",
+    "--addends-per-image 0",
+    "--addends-per-image 11",
+    "--addends-per-image -1",
+    "--addends-per-image 2.5",
+    "--addends-per-image ten",
+    "--augment -0.1",
+    "--augment 5.01",
+    "--augment nan",
+    "--augment strong",
+    "--model huge",
+    "--model BASE",
+    "--learning-rate 0",
+    "--learning-rate -0.01",
+    "--learning-rate nan",
+    "--learning-rate inf",
+    "--learning-rate -inf",
+    "--learning-rate 1e-400",
+    "--learning-rate fast",
+    "--weight-decay -1",
+    "--weight-decay nan",
+    "--weight-decay inf",
+    "--ema-decay 1",
+    "--ema-decay -0.5",
+    "--ema-decay nan",
+    "--label-smoothing 1",
+    "--label-smoothing -0.1",
+    "--digit-weight -1",
+    "--digit-weight inf",
+    "--sum-weight -1",
+    "--sum-weight nan",
+    "--dataset fashion",
+    # in contradiction, unknown, abbreviated, left over
+    "--digit-weight 0 --sum-weight 0",
+    "--deterministic yes",
+    "--epoch 2",
+    "--scheduler cosine",
+    "--verbose",
+    "-e 2",
+    "2",
+    # names and places
+    ["--run-name", ""],
+    ["--run-name", "  "],
+    ["--run-name", "two\nlines"],
+    ["--run-name", "\udcff"],  # a byte that is not UTF-8, as Python hands it over
+    "--run-name a/b",
+    "--run-name ..",
+    "--run-name ../run",
+    "--run-name /run",
+    "--run-name run",  # is there already
+    ["--unknown\nflag"],
+    "--out text.txt",
+    "--out text.txt/below",
+    "--data-dir text.txt",
+    # a resume that cannot be, or that contradicts the run
+    "--resume",
+    "--resume none.pt",
+    ["--resume", ""],
+    "--resume .",
+    "--resume text.txt",
+    "--resume best.pt",
+    "--resume last.pt --model base",
+    "--resume last.pt --seed 1",
+    "--resume last.pt --epochs 3",
+    "--resume last.pt --batch-size 63",
+    "--resume last.pt --learning-rate 0.0123",
+    "--resume last.pt --weight-decay 0.123",
+    "--resume last.pt --ema-decay 0.123",
+    "--resume last.pt --addends-per-image 9",
+    "--resume last.pt --augment 0.123",
+    "--resume last.pt --val-size 0",
+    "--resume last.pt --dataset mnist",
+    "--resume last.pt --run-name other",
+    "--resume last.pt --label-smoothing 0.123",
+    "--resume last.pt --digit-weight 0.123",
+    "--resume last.pt --sum-weight 0.123",
+    "--resume last.pt --deterministic",
+]
+
+BAD_FOR_EVALUATE = [
+    "--ckpt",
+    "--ckpt none.pt",
+    "--ckpt best.pt none.pt",
+    ["--ckpt", ""],
+    "--ckpt .",
+    "--ckpt text.txt",
+    "--ckpt text.txt/best.pt",
+    "--batch-size 0",
+    "--batch-size -1",
+    "--batch-size 1.5",
+    "--batch-size many",
+    "--batch-size 99999999999999999999",
+    "--device tpu",
+    "--dataset fashion",
+    "--data-dir text.txt",
+    "--json",
+    "--json best.pt",  # would write over the checkpoint
+    "--json ./logs/../best.pt",
+    "--json .",
+    "--json logs",
+    "--json text.txt/below.json",
+    "--json nowhere/scores.json",
+    "--seed 1",
+    "--ck best.pt",
+    "best.pt",
+]
+
+
+def words(line):
+    return line.split(" ") if isinstance(line, str) else line
+
+
+def contents(folder):
+    """Every path below the folder with the bytes that it holds."""
+    return {path.relative_to(folder): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def refused(run, trained, tmp_path, monkeypatch):
+    """Call a script in a folder with a finished run; exit status 2, one line, nothing made or changed is asserted."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "text.txt").write_text("not a checkpoint\n")
+    monkeypatch.setattr("data.MIRRORS", ())
+    monkeypatch.setattr(
+        "data.make_synthetic", lambda count, seed: (np.zeros((1, 28, 28), np.uint8), np.zeros(1, np.int64))
+    )
+
+    def call(script, *argv):
+        before = contents(tmp_path)
+        status, _, err = run(script, *argv)
+        assert status == 2
+        assert err.startswith(f"{script.__name__}.py: error: ") and err.endswith("\n") and err.count("\n") == 1
+        assert contents(tmp_path) == before
+        return err
+
+    return call
+
+
+@pytest.mark.parametrize("line", BAD_FOR_TRAIN, ids=lambda line: ascii(" ".join(words(line)))[1:40])
+def test_a_bad_command_line_of_train_changes_nothing(refused, small_dir, line):
+    defaults = ["--data-dir", small_dir]
+    if "--resume" not in words(line):
+        defaults += "--dataset synthetic --model tiny --epochs 1 --val-size 100 --run-name new --device cpu".split()
+    refused(train, *defaults, *words(line))
+
+
+@pytest.mark.parametrize("line", BAD_FOR_EVALUATE, ids=lambda line: ascii(" ".join(words(line)))[1:40])
+def test_a_bad_command_line_of_evaluate_changes_nothing(refused, small_dir, line):
+    refused(evaluate, "--data-dir", small_dir, *words(line))
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_an_error_not_the_cpu(refused, small_dir, monkeypatch, name):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    for script, *argv in ([train, "--run-name", "new"], [train, "--resume", "last.pt"], [evaluate]):
+        assert "try --device auto" in refused(script, "--data-dir", small_dir, "--device", name, *argv)
+
+
+def test_the_flags_of_the_run_itself_do_not_contradict_it(run, trained, small_flags):
+    """Typing the same values again with --resume is allowed: the refusals above are not for the flag's sake."""
+    shutil.copytree(trained, ".", dirs_exist_ok=True)
+    assert run(train, *small_flags, "--resume", "last.pt")[0] == 0

@@ -1,0 +1,307 @@
+"""MNIST under attack: damaged files, and mirrors that answer anything but the file. Nothing leaves this machine."""
+
+import functools
+import gzip
+import hashlib
+import http.server
+import socket
+import struct
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import evaluate
+import train
+
+TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = data.MNIST_FILES
+
+
+def idx_images(count, magic=2051, stated=None):
+    """A file of `count` random images in MNIST's format, whose head may lie."""
+    pixels = np.random.default_rng(count).integers(0, 256, (count, 28, 28), np.uint8)
+    return struct.pack(">4i", magic, count if stated is None else stated, 28, 28) + pixels.tobytes()
+
+
+def idx_labels(count, magic=2049, stated=None, classes=10):
+    """The digits to it: 0, 1, ... 9, 0, 1, ..."""
+    labels = (np.arange(count) % classes).astype(np.uint8)
+    return struct.pack(">2i", magic, count if stated is None else stated) + labels.tobytes()
+
+
+GOOD = {
+    TRAIN_IMAGES: idx_images(90),
+    TRAIN_LABELS: idx_labels(90),
+    TEST_IMAGES: idx_images(30),
+    TEST_LABELS: idx_labels(30),
+}
+PACKED = {name: gzip.compress(content, mtime=0) for name, content in GOOD.items()}
+
+
+def size_and_md5(content):
+    return len(content), hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+class Mirror(http.server.BaseHTTPRequestHandler):
+    """Serves /BEHAVIOUR/NAME.gz, well or badly, and keeps what it was asked for."""
+
+    protocol_version = "HTTP/1.0"
+
+    def do_GET(self):
+        behaviour, name = self.path.strip("/").split("/")
+        self.server.asked.append(behaviour)
+        content = PACKED[name.removesuffix(".gz")]
+        if behaviour.isdigit():
+            self.send_error(int(behaviour))
+            return
+        if behaviour == "garbage":
+            self.wfile.write(b"\x00\x01 what is HTTP?\r\n\r\n")
+            return
+        if behaviour == "redirect":
+            self.send_response(302)
+            self.send_header("Location", "http://[not-an-address/")
+            self.end_headers()
+            return
+        self.send_response(200)
+        if behaviour in ("good", "cut"):
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if behaviour == "good":
+            self.wfile.write(content)
+        elif behaviour == "html":
+            self.wfile.write(b"<html>Log in to the hotel's network</html>")
+        elif behaviour == "flipped":
+            self.wfile.write(content[:-1] + bytes([content[-1] ^ 1]))
+        elif behaviour == "cut":
+            self.wfile.write(content[: len(content) // 2])
+        elif behaviour == "longer":
+            self.wfile.write(content + b"more")
+        elif behaviour == "silent":
+            self.server.over.wait(20)
+        elif behaviour == "drip":
+            for _ in range(2000):
+                self.wfile.write(b"\0")
+                if self.server.over.wait(0.01):
+                    break
+        elif behaviour == "endless":
+            for _ in range(100_000):  # 6 GB, were they asked for
+                self.wfile.write(bytes(1 << 16))
+                self.server.sent += 1 << 16
+        elif behaviour == "other":  # a right file, but not this one
+            self.wfile.write(PACKED[TEST_LABELS if name != f"{TEST_LABELS}.gz" else TEST_IMAGES])
+
+    def handle(self):
+        try:
+            super().handle()
+        except ConnectionError:  # the other side has seen enough
+            pass
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server():
+    """The mirror, on the loopback interface; `asked` holds what it was asked for."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
+    server.daemon_threads = True
+    server.asked, server.sent, server.over = [], 0, threading.Event()
+    thread = threading.Thread(target=functools.partial(server.serve_forever, poll_interval=0.01))
+    thread.start()
+    yield server
+    server.over.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def mirrors(server, monkeypatch):
+    """Make the made-up files MNIST, and the given behaviours its mirrors; no other address can be reached."""
+    for variable in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(variable, "*")
+    connect = socket.socket.connect
+
+    def connect_here_only(self, address):
+        assert address == server.server_address, f"the test would have gone to {address}"
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_here_only)
+    files = {name: (size_and_md5(PACKED[name]), size_and_md5(GOOD[name])) for name in GOOD}
+    monkeypatch.setattr(data, "MNIST_FILES", files)
+    monkeypatch.setattr(data, "SILENCE_LIMIT", 0.5)
+    monkeypatch.setattr(data, "FILE_LIMIT", 1.0)
+
+    def use(*behaviours):
+        host, port = server.server_address
+        monkeypatch.setattr(data, "MIRRORS", tuple(f"http://{host}:{port}/{name}/" for name in behaviours))
+
+    use()
+    return use
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """The folder of the four good files, unpacked."""
+    folder = tmp_path / "data" / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for name, content in GOOD.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def is_good(images, digits, count):
+    content = GOOD[TRAIN_IMAGES if count == 90 else TEST_IMAGES][16:]
+    return images.numpy().tobytes() == content and digits.tolist() == [n % 10 for n in range(count)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def flipped(content):
+    return content[:100] + bytes([content[100] ^ 1]) + content[101:]
+
+
+IMAGES, LABELS = GOOD[TRAIN_IMAGES], GOOD[TRAIN_LABELS]
+DAMAGE = {
+    "empty images": (TRAIN_IMAGES, b""),
+    "truncated images": (TRAIN_IMAGES, IMAGES[:-1]),
+    "images cut within the head": (TRAIN_IMAGES, IMAGES[:10]),
+    "a bit flipped in the images": (TRAIN_IMAGES, flipped(IMAGES)),
+    "another magic number": (TRAIN_IMAGES, idx_images(90, magic=2052)),
+    "more images stated than there": (TRAIN_IMAGES, idx_images(90, stated=91)),
+    "2 ** 31 - 1 images stated": (TRAIN_IMAGES, idx_images(90, stated=2**31 - 1)),
+    "fewer images than labels": (TRAIN_IMAGES, idx_images(80)),
+    "fewer labels than images": (TRAIN_LABELS, idx_labels(80)),
+    "more labels stated than there": (TRAIN_LABELS, idx_labels(90, stated=91)),
+    "images in the place of labels": (TRAIN_LABELS, IMAGES),
+    "labels above 9": (TRAIN_LABELS, idx_labels(90, classes=11)),
+    "a label flipped": (TRAIN_LABELS, LABELS[:-1] + bytes([LABELS[-1] ^ 1])),
+    "the test's labels flipped": (TEST_LABELS, GOOD[TEST_LABELS][:-1] + b"\x03"),
+    "a web page": (TEST_IMAGES, b"<html>404</html>"),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_named_and_nothing_is_trained_on_it(run, mirrors, raw, monkeypatch, damage, packed):
+    """Where nothing can be downloaded; --dataset auto does not turn to synthetic digits either."""
+    mirrors("404")
+    monkeypatch.setattr(train, "Batches", lambda *arguments, **options: pytest.fail("trained"))
+    name, content = DAMAGE[damage]
+    path = raw / name
+    if packed:
+        path.unlink()
+        path = raw / f"{name}.gz"
+        content = gzip.compress(content)
+    path.write_bytes(content)
+    for dataset in ("mnist", "auto"):
+        status, _, err = run(train, "--dataset", dataset, "--val-size", 10, "--run-name", "run")
+        errors = [line for line in err.splitlines() if not line.startswith("downloading ")]
+        assert status == 2 and len(errors) == 1 and "WARNING" not in err
+        assert f"{path.relative_to(raw.parents[2])} is damaged (wrong checksum)" in errors[0]
+    assert path.read_bytes() == content  # it is left as it was
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_gz_bomb_is_not_unpacked(mirrors, raw, monkeypatch, padded):
+    """Neither one of another size than MNIST's file nor one of the very same size, but with another checksum."""
+    mirrors("404")
+    bomb = gzip.compress(bytes(4_000_000), mtime=0)
+    assert len(bomb) < len(PACKED[TRAIN_IMAGES])
+    if padded:
+        bomb += bytes(len(PACKED[TRAIN_IMAGES]) - len(bomb))
+    (raw / TRAIN_IMAGES).unlink()
+    (raw / f"{TRAIN_IMAGES}.gz").write_bytes(bomb)
+    monkeypatch.setattr("gzip.decompress", lambda content: pytest.fail("unpacked"))
+    with pytest.raises(data.DataError, match=rf"{TRAIN_IMAGES}\.gz is damaged"):
+        data.load_digits("mnist", raw.parents[1], train=True)
+
+
+def test_a_damaged_file_is_made_anew_from_its_archive_or_a_mirror(mirrors, raw, server):
+    (raw / TRAIN_IMAGES).write_bytes(flipped(IMAGES))
+    (raw / f"{TRAIN_IMAGES}.gz").write_bytes(PACKED[TRAIN_IMAGES])
+    assert is_good(*data.load_mnist(raw.parents[1], train=True), 90) and server.asked == []
+    mirrors("good")
+    (raw / TRAIN_IMAGES).write_bytes(flipped(IMAGES))
+    (raw / f"{TRAIN_IMAGES}.gz").write_bytes(b"damaged too")
+    assert is_good(*data.load_mnist(raw.parents[1], train=True), 90) and server.asked == ["good"]
+    assert (raw / TRAIN_IMAGES).read_bytes() == IMAGES
+    assert (raw / f"{TRAIN_IMAGES}.gz").read_bytes() == PACKED[TRAIN_IMAGES]
+
+
+def test_an_old_cache_that_would_be_read_in_place_of_the_files_is_refused(run, mirrors, raw):
+    old = raw.parent / "processed"
+    old.mkdir()
+    for name in ("training.pt", "test.pt"):
+        torch.save((torch.zeros(5, 28, 28, dtype=torch.uint8), torch.zeros(5, dtype=torch.int64)), old / name)
+    status, _, err = run(train, "--val-size", 1)
+    assert status == 2 and err.count("\n") == 1 and "processed is an old cache" in err
+
+
+def test_evaluate_refuses_damaged_data_too(run, mirrors, raw, trained):
+    mirrors("404")
+    (raw / TEST_LABELS).write_bytes(idx_labels(30, classes=7))
+    status, out, err = run(evaluate, "--ckpt", trained / "best.pt", "--dataset", "mnist")
+    assert status == 2 and out == "" and f"{TEST_LABELS} is damaged" in err.splitlines()[-1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mirrors
+
+BAD = {
+    "html": "sent something else",
+    "flipped": "sent something else",
+    "cut": "sent something else",
+    "longer": "sent something else",
+    "endless": "sent something else",
+    "other": "sent something else",
+    "404": "failed: Not Found",
+    "503": "failed: Service Unavailable",
+    "garbage": "failed: ",
+    "redirect": "failed: ",
+    "silent": "failed: ",
+    "drip": "failed: not done after",
+}
+
+
+@pytest.mark.parametrize("behaviour", BAD)
+def test_a_bad_mirror_gives_way_to_the_next(mirrors, server, tmp_path, behaviour):
+    mirrors(behaviour, "good")
+    images, digits, name = data.load_digits("mnist", tmp_path, train=True)
+    assert name == "mnist" and is_good(images, digits, 90)
+    assert server.asked[:2] == [behaviour, "good"]
+    kept = sorted(path.name for path in (tmp_path / "MNIST" / "raw").iterdir())
+    assert kept == sorted([*GOOD, *(f"{name}.gz" for name in GOOD)])
+
+
+@pytest.mark.parametrize("behaviour", BAD)
+def test_mirrors_that_are_all_bad_end_in_one_line_and_leave_nothing(
+    mirrors, server, run, monkeypatch, tmp_path, behaviour
+):
+    mirrors(behaviour)
+    monkeypatch.setattr(data, "FILE_LIMIT", 0.5)
+    status, _, err = run(train, "--dataset", "mnist", "--val-size", 10)
+    *downloads, error = err.splitlines()
+    assert status == 2 and "could not be downloaded" in error and BAD[behaviour] in error and TRAIN_IMAGES in error
+    assert len(downloads) == len(server.asked) == data.ATTEMPTS
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_an_endless_answer_is_not_read_to_its_end(mirrors, server):
+    mirrors("endless")
+    with pytest.raises(data.MissingDataError):
+        data.download(f"{TRAIN_IMAGES}.gz", data.MNIST_FILES[TRAIN_IMAGES][0])
+    assert server.sent < 100e6  # what fits in the buffers between
+
+
+def test_a_mirror_that_is_not_there_is_an_error_and_with_auto_a_warning(mirrors, run, server, tmp_path, small_dir):
+    server.socket.close()
+    mirrors("good")
+    status, _, err = run(train, "--dataset", "mnist", "--val-size", 10)
+    assert status == 2 and "could not be downloaded" in err.splitlines()[-1]
+    images, _, name = data.load_digits("auto", small_dir, train=True)
+    assert name == "synthetic" and len(images) == 700

@@ -1,0 +1,340 @@
+"""Nothing is lost: a run that is stopped, interrupted or killed goes on to the same bits as one that was not."""
+
+import csv
+import hashlib
+import json
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import data
+import runlog
+import train
+from checkpoint import load_checkpoint
+from data import Batches
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _one_commit(monkeypatch):
+    """The sources may change between two runs of a test; their logs should not differ for that."""
+    monkeypatch.setattr(runlog, "commit", lambda: "unknown")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is compared: everything but the seconds
+
+
+def digest(value):
+    """SHA-256 of a checkpoint's contents: names, kinds, shapes and every bit, the seconds left out."""
+    if isinstance(value, torch.Tensor):
+        parts = [str(value.dtype), str(tuple(value.shape)), value.contiguous().numpy().tobytes().hex()]
+    elif isinstance(value, dict):
+        parts = [f"{name!r} {digest(part)}" for name, part in value.items() if name != "seconds"]
+    elif isinstance(value, (list, tuple)):
+        parts = [digest(part) for part in value]
+    else:
+        parts = [value.hex() if isinstance(value, float) else repr(value)]
+    return hashlib.sha256("\n".join([type(value).__name__, *parts]).encode()).hexdigest()
+
+
+def record(folder):
+    """What a finished run "run" left: every file by name, with a digest or with its text but for the seconds."""
+    files = {}
+    for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".pt":
+            state = load_checkpoint(path)
+            parts = ["weights"] if "best" in name else ["weights", "raw_weights", "optimizer", "history"]
+            files[name] = {part: digest(state[part]) for part in parts} | {"all": digest(state)}
+        elif path.suffix == ".csv":
+            with path.open() as file:
+                files[name] = [{**row, "seconds": None} for row in csv.DictReader(file)]
+        else:
+            files[name] = re.sub(r" +[\d.]+$|(?<= trained in )[\d.]+", "", path.read_text(), flags=re.MULTILINE)
+    return files
+
+
+FILES_OF_A_RUN = ["best.pt", "last.pt", "logs/run-best.pt", "logs/run-last.pt", "logs/run.csv", "logs/run.txt"]
+
+
+def test_the_comparison_sees_one_bit_and_one_figure(trained, tmp_path):
+    whole = record(trained)
+    assert sorted(whole) == FILES_OF_A_RUN and [row["split"] for row in whole["logs/run.csv"]][-1] == "test"
+    state = load_checkpoint(trained / "last.pt")
+    for part in ("weights", "raw_weights"):
+        other = {name: value.clone() for name, value in state[part].items()}
+        other["digit_head.bias"].view(torch.int32)[3] ^= 1
+        assert digest(state | {part: other}) != digest(state)
+    row = state["history"][0]
+    assert digest(row | {"seconds": 0.0}) == digest(row) != digest(row | {"sum_loss": row["sum_loss"] + 1e-12})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stopped between two epochs
+
+
+@pytest.fixture(scope="module")
+def few_dir(small_dir, small, tmp_path_factory):
+    """A data folder with 120 training and 40 test images, for the large network."""
+    folder = tmp_path_factory.mktemp("few")
+    for name, (images, digits) in (("train", small), ("test", data.load_synthetic(small_dir, train=False))):
+        count = 120 if name == "train" else 40
+        data.save_synthetic(folder / "synthetic" / f"{name}.npz", images[:count, 0].numpy(), digits[:count].numpy())
+    return folder
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """stop_after(n): the next runs are interrupted at the start of the epoch after n done ones; None: they are not."""
+    epochs = Batches.epoch
+
+    def set_stop(done):
+        def epoch(self, number):
+            if number == done:
+                raise KeyboardInterrupt
+            return epochs(self, number)
+
+        monkeypatch.setattr(Batches, "epoch", epoch)
+
+    return set_stop
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--model tiny --augment 1 --addends-per-image 10",
+        "--model base --augment 1 --addends-per-image 3",
+        "--model large --augment 0.5 --addends-per-image 2",
+        "--model tiny --augment 0 --addends-per-image 1 --ema-decay 0",
+        "--model tiny --augment 1 --addends-per-image 10 --val-size 0",
+    ],
+)
+def test_a_run_stopped_after_every_epoch_ends_with_the_same_bits(
+    run, small_flags, few_dir, stop_after, tmp_path, monkeypatch, flags
+):
+    flags = [*small_flags, "--data-dir", few_dir, "--epochs", 3, "--val-size", 40, "--batch-size", 32, *flags.split()]
+    status, out, _ = run(train, *flags)
+    assert status == 0
+    whole = record(tmp_path)
+    assert sorted(whole) == FILES_OF_A_RUN
+    assert load_checkpoint("last.pt")["epoch"] == 3
+
+    (tmp_path / "again").mkdir()
+    monkeypatch.chdir(tmp_path / "again")
+    stop_after(1)
+    assert run(train, *flags)[0] == 130
+    stop_after(2)
+    status, out, err = run(train, "--resume", "last.pt")
+    assert status == 130 and out.startswith("going on after epoch 1 of 3\n")
+    assert err == "train.py: interrupted; go on with: python train.py --resume logs/run-last.pt\n"
+    stop_after(None)
+    torch.manual_seed(123)  # what the global generator was at does not matter
+    status, out, _ = run(train, "--resume", "logs/run-last.pt")
+    assert status == 0 and out.startswith("going on after epoch 2 of 3\n")
+    assert record(tmp_path / "again") == whole
+
+
+def test_a_finished_run_resumed_is_the_same_finished_run(run, small_flags, tmp_path):
+    """As after a kill between the last epoch and the test."""
+    assert run(train, *small_flags)[0] == 0
+    whole = record(tmp_path)
+    (tmp_path / "best.pt").unlink()
+    (tmp_path / "last.pt").unlink()
+    assert run(train, "--resume", "logs/run-last.pt")[0] == 0
+    assert record(tmp_path) == whole
+
+
+def test_a_run_interrupted_before_its_first_epoch_can_be_started_again(run, small_flags, stop_after, trained):
+    stop_after(0)
+    status, _, err = run(train, *small_flags)
+    assert status == 130 and err == "train.py: interrupted; no epoch was done yet; start it again\n"
+    stop_after(None)
+    assert run(train, *small_flags)[0] == 0
+    assert digest(load_checkpoint("last.pt")["raw_weights"]) == digest(
+        load_checkpoint(trained / "last.pt")["raw_weights"]
+    )
+
+
+def test_a_run_is_not_written_over_not_even_where_its_log_alone_is_left(run, small_flags, trained, tmp_path):
+    (tmp_path / "logs").mkdir()
+    text = (trained / "logs" / "run.txt").read_text()
+    (tmp_path / "logs" / "run.txt").write_text(text)
+    status, _, err = run(train, *small_flags)
+    assert status == 2 and err.count("\n") == 1 and "choose another --run-name" in err and "--resume" not in err
+    assert (tmp_path / "logs" / "run.txt").read_text() == text
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["run.txt"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Interrupted by a signal
+
+
+def test_ctrl_c_and_sigterm_end_a_run_and_a_second_run_is_refused(run, small_flags, tmp_path):
+    """Real processes. The first run in a folder goes on unharmed after the second was turned away."""
+    flags = [*small_flags, "--epochs", "100000", "--run-name", "run"]
+    ends = {signal.SIGINT: 130, signal.SIGTERM: 143}
+    folders = {number: tmp_path / f"folder of {number.name}" for number in ends}
+
+    def start(number):
+        return subprocess.Popen(
+            [sys.executable, ROOT / "train.py", *flags, "--out", folders[number]],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # a background job's child would be born deaf to Ctrl-C
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+
+    def wait_for_an_epoch(process):
+        while not re.match(r" +\d+  ", line := process.stdout.readline()):
+            assert line, "the run ended before its first epoch"
+        return int(line.split()[0])
+
+    processes = {number: start(number) for number in ends}
+    watchdog = threading.Timer(90, lambda: [process.kill() for process in processes.values()])
+    watchdog.start()
+    try:
+        for number, process in processes.items():
+            first = wait_for_an_epoch(process)
+            for name in ("run", "other"):
+                second = [*flags, "--epochs", 1, "--run-name", name, "--out", folders[number]]
+                status, _, err = run(train, *second)
+                assert status == 2 and err.count("\n") == 1 and "another run is training in" in err
+            assert wait_for_an_epoch(process) > first
+            sent = time.monotonic()
+            process.send_signal(number)
+            reader = threading.Thread(target=process.stdout.read)  # so that a full pipe holds nothing up
+            reader.start()
+            err = process.stderr.read()
+            assert process.wait() == ends[number]
+            assert time.monotonic() - sent < 5  # two seconds, and as much again for a busy machine
+            reader.join()
+            last = folders[number] / "logs" / "run-last.pt"
+            advice = f"go on with: python train.py --resume {shlex.quote(str(last))}"
+            assert err == f"train.py: interrupted; {advice}\n"
+            assert load_checkpoint(last)["epoch"] >= first
+            kept = sorted(str(p.relative_to(folders[number])) for p in folders[number].rglob("*") if p.is_file())
+            assert kept == FILES_OF_A_RUN
+    finally:
+        watchdog.cancel()
+        for process in processes.values():
+            process.kill()
+            process.communicate()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Killed
+
+
+class Killer:
+    """A process of killer.py, and the record of a run that it let live."""
+
+    def __init__(self, folder, flags):
+        self.folder, self.flags, self.runs = folder, flags, 0
+        self.process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("killer.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},  # a fork has no threads but one
+        )
+        whole = self.new_folder()
+        self.answer = self.run(whole, flags)
+        assert self.answer["status"] == 0, Path(f"{whole}.out").read_text()
+        self.whole = record(whole)
+
+    def new_folder(self):
+        self.runs += 1
+        folder = self.folder / str(self.runs)
+        folder.mkdir()
+        return folder
+
+    def run(self, folder, argv, **when):
+        """Run train.py in the folder; the answer of killer.py."""
+        self.process.stdin.write(json.dumps({"folder": str(folder), "argv": argv, **when}) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def kill(self, **when):
+        """The folder of a run that was killed then."""
+        folder = self.new_folder()
+        while self.run(folder, self.flags, **when)["status"] != -signal.SIGKILL:
+            assert "seconds" in when, f"there is no such event {when}"
+            when["seconds"] *= 0.8  # it had ended before
+            folder = self.new_folder()
+        return folder
+
+    def assert_goes_on_to_the_same(self, folder, chosen):
+        """Resume from one of the checkpoints, or start again where the first epoch was not done."""
+        checkpoints = [name for name in ("last.pt", "logs/run-last.pt") if (folder / name).exists()]
+        argv = ["--resume", chosen.choice(checkpoints)] if checkpoints else self.flags
+        answer = self.run(folder, argv)
+        assert answer["status"] == 0, Path(f"{folder}.out").read_text()
+        assert record(folder) == self.whole
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def killer(small_flags, tmp_path_factory):
+    if not hasattr(os, "fork"):
+        pytest.skip("this system cannot fork")
+    killer = Killer(tmp_path_factory.mktemp("killed"), [*small_flags, "--epochs", "3", "--augment", "1"])
+    yield killer
+    killer.end()
+
+
+def kill_at_random(killer, chosen, kills):
+    """Every second one at a random step of the writing of a file, the others at a random time."""
+    for number in range(kills):
+        if number % 2:
+            folder = killer.kill(event=chosen.randint(1, killer.answer["events"]))
+        else:
+            folder = killer.kill(seconds=chosen.uniform(0, killer.answer["seconds"]))
+        killer.assert_goes_on_to_the_same(folder, chosen)
+
+
+def test_a_run_killed_at_five_random_instants_goes_on_to_the_same_bits(killer):
+    kill_at_random(killer, random.Random(), 5)
+
+
+@pytest.mark.long
+def test_a_run_killed_at_fifty_random_instants_goes_on_to_the_same_bits(killer):
+    kill_at_random(killer, random.Random(), 50)
+
+
+@pytest.mark.long
+def test_a_run_killed_at_any_step_of_its_writing_goes_on_to_the_same_bits(killer):
+    """All of them: before, half-way through and after each write, flush and rename."""
+    for event in range(1, killer.answer["events"] + 1):
+        killer.assert_goes_on_to_the_same(killer.kill(event=event), random.Random(event))
+
+
+def test_a_half_written_checkpoint_has_another_name_and_is_swept_up(killer):
+    """The steps of a write are nine; after two logs comes a best.pt, whose second step is half of its content."""
+    folder = killer.kill(event=9 + 9 + 2)
+    assert [path.name.split(".")[:3] for path in folder.rglob("*.tmp")] == [["", "run-best", "pt"]]
+    assert not list(folder.rglob("*.pt"))
+    killer.assert_goes_on_to_the_same(folder, random.Random(0))
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_a_run_killed_in_its_resumed_part_too_goes_on_to_the_same_bits(killer):
+    folder = killer.kill(event=killer.answer["events"] // 2)
+    assert killer.run(folder, ["--resume", "last.pt"], event=30)["status"] == -signal.SIGKILL
+    killer.assert_goes_on_to_the_same(folder, random.Random(0))
