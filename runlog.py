@@ -45,7 +45,8 @@ def make_header(argv, args, dataset, device, model, training, validation):
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     several = f", {processes.world()} processes" if processes.world() > 1 else ""
-    flags = " ".join(f"{name}={value}" for name, value in vars(args).items() if value is not None)
+    where = ("data_dir", "out", "resume")  # not what the run is, and nobody else's folders
+    flags = " ".join(f"{name}={value}" for name, value in vars(args).items() if name not in where and value is not None)
     return "\n".join(
         [
             f"command     {shlex.join(['python', 'train.py', *argv])}",
