@@ -217,9 +217,12 @@ def test_ctrl_c_and_sigterm_end_a_run_and_a_second_run_is_refused(run, small_fla
             process.send_signal(number)
             reader = threading.Thread(target=process.stdout.read)  # so that a full pipe holds nothing up
             reader.start()
-            err = process.stderr.read()
+            err = process.stderr.readline()  # printed when the run is over
+            assert time.monotonic() - sent < 2
+            err += process.stderr.read()
             assert process.wait() == ends[number]
-            assert time.monotonic() - sent < 5  # two seconds, and as much again for a busy machine
+            # Python takes down PyTorch in about a second of computing: on a busy machine, some of waiting
+            assert time.monotonic() - sent < 15
             reader.join()
             last = folders[number] / "logs" / "run-last.pt"
             advice = f"go on with: python train.py --resume {shlex.quote(str(last))}"
