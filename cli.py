@@ -1,7 +1,7 @@
 """What the scripts' command lines share: argument types, the choice of the device, errors in one line.
 
 A script ends with `sys.exit(run_script(main))`. Exit status 0: done; 2: a wrong input, one line on stderr says what is
-wrong and what to do; 130: Ctrl-C.
+wrong and what to do; 1: `reproduce.py --check` found a difference; 130: Ctrl-C, 143: SIGTERM.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import torch
 from checkpoint import CheckpointError
 from data import DataError
 
+NO_MEMORY = "not enough memory for the data and the network; a smaller --batch-size or --model needs less"
 DEVICES = ("auto", "cuda", "mps", "cpu")
 
 
@@ -39,9 +40,10 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """The description as it is written; the default behind each flag that has one."""
 
     def _get_help_string(self, action):
-        if isinstance(action.default, bool | list | tuple | None) or action.default is argparse.SUPPRESS:
+        if isinstance(action.default, bool | None) or action.default is argparse.SUPPRESS:
             return action.help
-        return f"{action.help} (default: %(default)s)"
+        default = " ".join(action.default) if isinstance(action.default, list) else action.default
+        return f"{action.help} (default: {default})"
 
 
 def run_script(main, argv=None):
@@ -54,12 +56,12 @@ def run_script(main, argv=None):
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except (MemoryError, torch.OutOfMemoryError):
-        message = "not enough memory; a smaller --batch-size or --model needs less"
+        message = NO_MEMORY
     except RuntimeError as error:
         signs = ("not enough memory", "can't allocate memory", "out of memory")  # of the CPU's and MPS's allocators
         if not any(sign in str(error) for sign in signs):
             raise
-        message = "not enough memory; a smaller --batch-size or --model needs less"
+        message = NO_MEMORY
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130

@@ -76,9 +76,11 @@ def load_digits(dataset="auto", data_dir="data", train=True):
     Returns (images, digits, name): images [N, 1, 28, 28] uint8, digits [N] int64 in 0-9, and the name of the data set
     that it is, "mnist" or "synthetic". N is 60,000 for training and 10,000 for the test. "auto" is MNIST, or, with a
     warning, the synthetic digits where MNIST is neither there nor to be downloaded.
-    Raises DataError for damaged data and, with "mnist", for missing ones; OSError for an unwritable folder.
+    Raises DataError for an unknown name, damaged data and, with "mnist", missing ones; OSError if not writable.
     """
-    if dataset in ("auto", "mnist"):
+    if dataset not in DATASETS:
+        raise DataError(f"there is no data set {dataset}; choose from {', '.join(DATASETS)}")
+    if dataset != "synthetic":
         try:
             return *load_mnist(data_dir, train), "mnist"
         except MissingDataError as error:
@@ -153,7 +155,7 @@ def download(name, size_and_md5, damaged=()):
             continue
         if content.tell() == size and md5_of(content.getvalue()) == md5:
             return content.getvalue()
-        problem = f"{mirror} sent something else ({content.tell()} bytes or more, wrong checksum)"
+        problem = f"{mirror} sent something else (wrong checksum)"
     if damaged:
         raise DataError(f"{damaged[0]} is damaged (wrong checksum) and could not be downloaded again: {problem}")
     raise MissingDataError(f"MNIST's {name} is not in the data folder and could not be downloaded: {problem}")
@@ -172,7 +174,7 @@ def load_synthetic(data_dir, train):
     try:
         with np.load(path, allow_pickle=False) as file:
             images, digits, checksum = file["images"], file["digits"], str(file["sha256"])
-        whole = hashlib.sha256(images.tobytes() + digits.tobytes()).hexdigest() == checksum
+        whole = checksum_of(images, digits) == checksum
     except Exception:  # absent or damaged: numpy and zipfile raise many kinds
         whole = False
     if not whole:
@@ -184,10 +186,15 @@ def load_synthetic(data_dir, train):
 def save_synthetic(path, images, digits):
     """Write the cache that `load_synthetic` reads: images [N, 28, 28] uint8, digits [N] int64 and their checksum."""
     buffer = io.BytesIO()
-    checksum = hashlib.sha256(images.tobytes() + digits.tobytes()).hexdigest()
-    np.savez(buffer, images=images, digits=digits, sha256=np.array(checksum))
+    np.savez(buffer, images=images, digits=digits, sha256=np.array(checksum_of(images, digits)))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, buffer.getvalue())
+
+
+def checksum_of(images, digits):
+    """SHA-256 in hex of a synthetic data set, and of the version of what draws it."""
+    version = b"strokes 1"  # another one, and caches are made anew
+    return hashlib.sha256(version + images.tobytes() + digits.tobytes()).hexdigest()
 
 
 def make_synthetic(count, seed):
@@ -292,7 +299,8 @@ def split_indices(count, val_size):
 def draw_addends(count, addends_per_image, seed, epoch, addends=ADDENDS):
     """The epoch's random numbers: [count, K] int64, uniform on 0-9, K different ones for each image.
 
-    K = 1 is the task as everyone states it. K = 10 pairs each image with all ten. `addends` is how many there are.
+    K = 1 is the task as everyone states it. K = 10 pairs each image with all ten. `addends` is how many there are;
+    where K is more, all of them.
     """
     generator = generator_for("addends", seed, epoch)
     if addends_per_image == 1:

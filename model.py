@@ -211,7 +211,7 @@ SIZES = {
 }
 
 
-def build_model(name, addend_encoding="onehot", sum_encoding="onehot"):
+def build_size(name, addend_encoding="onehot", sum_encoding="onehot"):
     """The network of that size, freshly initialised from PyTorch's global generator.
 
     `sum_encoding` is one of SUM_ENCODINGS, or "shift" for ShiftNet.

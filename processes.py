@@ -31,29 +31,33 @@ def joined(device):
         yield device
         return
     if device.type == "cuda":
+        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+            raise ConnectionError(f"process {rank()} has no GPU of its own; a smaller --nproc-per-node fits")
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     elif os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"] and os.path.exists("/sys/class/net/lo"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo looks the machine's own name up, often in vain
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         yield device
+    except RuntimeError as error:
+        if "gloo" not in str(error).lower() and not isinstance(error, dist.DistError):
+            raise
+        raise ConnectionError(f"process {rank()} of {world()} lost the others; see their messages") from None
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def share(model, device):
-    """The network to call in the loop, with gradients averaged over the processes; `model` itself in a single one.
-
-    Batch norm is synchronised where the backend can, on CUDA; elsewhere each process normalises its own share.
-    """
+    """The network to call in the loop, with gradients averaged over the processes; `model` itself in a single one."""
     if world() == 1:
         return model
     return torch.nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
 
 def synchronise_batch_norm(model, device):
-    """`model` with batch norm over all processes, on CUDA; as it is elsewhere."""
+    """`model` with batch norm over all processes on CUDA; elsewhere as it is, each process normalising its share."""
     if world() == 1 or device.type != "cuda":
         return model
     return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -15,10 +15,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from data import ADDENDS, DIGITS, SUMS, draw_addends
-from model import SIZES, TwoHeadNet, pair_up
-from model import build_model as build_own
+from model import SIZES, TwoHeadNet, build_size, pair_up
 
-# Of the data and the scores, any network can have them; of the network, the classes below name theirs.
+# The faults of the data and of the scores any network can have; those of the network are named by its class below.
 FAULTS = {
     "no-nine": "the addend is drawn from 0-8: a range whose end was taken to be part of it",
     "resample": "each step draws its batch from a fresh shuffle, so an epoch misses 37 % of the images",
@@ -69,8 +68,8 @@ class TwoBranchLeNet(TwoHeadNet):
 
     def forward(self, image, addend):
         features = pair_up(self.encoder(image), addend)
-        number = self.addend_branch(F.one_hot(addend, ADDENDS).float())
-        outputs = self.heads(self.fusion(torch.cat([features, number], dim=-1)))
+        encoded = self.addend_branch(F.one_hot(addend, ADDENDS).float())
+        outputs = self.heads(self.fusion(torch.cat([features, encoded], dim=-1)))  # [..., 29]
         if self.shared_softmax:
             outputs = outputs.softmax(dim=-1)
         digit_outputs, sum_outputs = outputs.split([DIGITS, SUMS], dim=-1)
@@ -136,12 +135,12 @@ class ArgmaxRegressionNet(TwoHeadNet):
     def forward(self, image, addend):
         digit_logits = pair_up(self.encoder(image), addend)
         if self.argmax:
-            digit = digit_logits.argmax(dim=-1, keepdim=True).float()
+            expected = digit_logits.argmax(dim=-1, keepdim=True).float()
         else:
             digits = torch.arange(DIGITS, device=image.device, dtype=digit_logits.dtype)
-            digit = (digit_logits.softmax(dim=-1) * digits).sum(dim=-1, keepdim=True)
-        number = addend.unsqueeze(-1).float() if self.raw_addend else F.one_hot(addend, ADDENDS).float()
-        return digit_logits, self.adder(torch.cat([digit, number], dim=-1))
+            expected = (digit_logits.softmax(dim=-1) * digits).sum(dim=-1, keepdim=True)
+        encoded = addend.unsqueeze(-1).float() if self.raw_addend else F.one_hot(addend, ADDENDS).float()
+        return digit_logits, self.adder(torch.cat([expected, encoded], dim=-1))  # [..., 10], [..., 1]
 
 
 class AveragePoolingNet(TwoHeadNet):
@@ -183,11 +182,15 @@ class AveragePoolingNet(TwoHeadNet):
         return self.digit_head(fused), self.sum_head(fused)
 
 
-class PairBatchNorm(nn.BatchNorm1d):
+class PairBatchNorm(nn.Module):
     """Batch norm over the last dimension of [B, F] or [B, K, F]."""
 
+    def __init__(self, features):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(features)
+
     def forward(self, x):
-        return super().forward(x.flatten(0, -2)).view_as(x)
+        return self.norm(x.flatten(0, -2)).view_as(x)
 
 
 # The designs by name: the network, the faults it was published with, and its recipe in the words of train.py's flags.
@@ -200,7 +203,7 @@ DESIGNS = {
         NarrowTrunkNet,
         (),
         # the rate is stated, the optimiser and the batch are not
-        PLAIN | dict(epochs=10, batch_size=128, optimizer="sgd", learning_rate=0.1),
+        PLAIN | dict(epochs=10, batch_size=128, optimizer="plain-sgd", learning_rate=0.1),
     ),
     "shared-softmax-lenet": (
         TwoBranchLeNet,
@@ -237,23 +240,25 @@ MODELS = (*SIZES, *DESIGNS)
 SHARED_FAULTS = ("no-nine", "resample", "product", "last-batch", "dropped-batch")  # of the data and the scores
 
 
-def build_model(name, faults=(), addend_encoding="onehot", sum_encoding="onehot"):
-    """The network `name` of MODELS, freshly initialised; a published one with the named faults of FAULTS.
-
-    Raises ValueError where the network cannot have a fault, or an encoding.
-    """
-    design = None if name in SIZES else DESIGNS[name][0]
-    able = SHARED_FAULTS + getattr(design, "own_faults", ())
+def check_model(name, faults=(), addend_encoding="onehot", sum_encoding="onehot"):
+    """Raise ValueError where the network `name` of MODELS cannot have one of the faults, or an encoding."""
+    able = SHARED_FAULTS + (() if name in SIZES else getattr(DESIGNS[name][0], "own_faults", ()))
     for fault in faults:
         if fault not in able:
             raise ValueError(f"the model {name} cannot have the fault {fault}")
-    if design is None:
-        return build_own(name, addend_encoding, sum_encoding)
-    if (addend_encoding, sum_encoding) != ("onehot", "onehot"):
-        raise ValueError(
-            f"the model {name} has encodings of its own; --addend-encoding and --sum-encoding are for ours"
-        )
-    return design(faults)
+    if name in DESIGNS and (addend_encoding, sum_encoding) != ("onehot", "onehot"):
+        raise ValueError(f"the model {name} has its own encodings; --addend-encoding and --sum-encoding are for ours")
+
+
+def build_model(name, faults=(), addend_encoding="onehot", sum_encoding="onehot"):
+    """The network `name` of MODELS, freshly initialised; a published one with the named faults of FAULTS.
+
+    Raises KeyError for a name unknown here, ValueError as `check_model`.
+    """
+    check_model(name, faults, addend_encoding, sum_encoding)
+    if name in SIZES:
+        return build_size(name, addend_encoding, sum_encoding)
+    return DESIGNS[name][0](faults)
 
 
 def scores_as_published(faults, digit_predictions, sum_predictions, digits, batch_size):

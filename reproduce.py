@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 import cli
 import train
 from checkpoint import write_atomically
+from runlog import lock
 
 HERE = Path(__file__).resolve().parent
 OURS_SEEDS, OTHER_SEEDS = range(5), range(3)
@@ -53,7 +55,7 @@ PUBLISHED = {
 }
 # Of these the published run and the mended one are the same: their faults, if any, are in the counting.
 SAME_WHEN_MENDED = ("narrow-trunk", "average-pooling")
-# Runs cut short to keep the whole within two hours of two cores: this one costs twenty times a LeNet's epoch.
+# Cut short to keep the whole within about 90 minutes of two cores: an epoch of this one costs twenty of a LeNet.
 SHORTENED = {"argmax-regression": 3}
 ENCODINGS = {
     "addend one-hot, sum one-hot": "",
@@ -65,6 +67,7 @@ ENCODINGS = {
     "sum as a number, root of it": "--sum-encoding scalar-rmse",
     "sum without parameters: the digit shifted": "--sum-encoding shift",
 }
+HEADS = ("digit", "sum", "joint")
 WEIGHTS = ("0.9 0.1", "0.7 0.3", "1 1", "0.3 0.7", "0.1 0.9")
 
 
@@ -90,8 +93,8 @@ def plan():
 
 def weight_flags(weights):
     """Flags of "digit sum" loss weights; none for the default of 1 and 1."""
-    digit, total = weights.split()
-    return "" if digit == total else f"--digit-weight {digit} --sum-weight {total}"
+    digit_weight, sum_weight = weights.split()
+    return "" if digit_weight == sum_weight else f"--digit-weight {digit_weight} --sum-weight {sum_weight}"
 
 
 def study_name(flags):
@@ -104,20 +107,21 @@ def study_name(flags):
 
 
 def finished(folder, name, flags):
-    """Whether `folder` has the complete log of a run with these flags."""
+    """Whether `folder` has the complete log of a run with the arguments that these flags mean today."""
     try:
         text = (folder / f"{name}.txt").read_text()
-        command = re.search(r"^command +python train.py (.*)$", text, re.MULTILINE).group(1)
+        line = re.search(r"^arguments +(.*)$", text, re.MULTILINE).group(1)
         read_test(folder / f"{name}.csv")
     except (OSError, AttributeError, LookupError):
         return False
-    return arguments(command) == arguments(f"{flags} --run-name {name}")
-
-
-def arguments(flags):
-    """The arguments of train.py that make a run what it is."""
-    args, _ = train.parse_arguments(shlex.split(flags))
-    return {name: value for name, value in vars(args).items() if name not in train.FREE_ON_RESUME}
+    args, _ = train.parse_arguments(shlex.split(f"{flags} --run-name {name}"))
+    defaults = vars(train.make_parser().parse_args([]))  # what a log from before a flag was there means
+    logged = dict(re.findall(r"(\w+)=(.*?)(?= \w+=|$)", line))
+    return all(
+        logged.get(argument, str(defaults[argument])) == str(value)
+        for argument, value in vars(args).items()
+        if argument not in train.FREE_ON_RESUME
+    )
 
 
 def run_all(runs, folder, jobs, extra):
@@ -154,7 +158,8 @@ def start_run(name, flags, folder, extra, environment):
     if last.exists():
         words = ["--resume", str(last)]
     else:
-        shutil.rmtree(work / "logs", ignore_errors=True)  # of a run that was stopped in its first epoch
+        with lock(work):  # of a run that was stopped in its first epoch, not of one that goes on by itself
+            shutil.rmtree(work / "logs", ignore_errors=True)
         words = shlex.split(f"{flags} --run-name {name}")
     command = [sys.executable, str(HERE / "train.py"), *words, "--out", str(work), *extra]
     with open(work / "output.txt", "w") as output:
@@ -165,10 +170,13 @@ def keep(name, process, folder):
     """Move the log of a run that ended well to `folder`; its checkpoints go."""
     work = folder / ".work" / name
     if process.returncode:
-        raise cli.UserError(f"the run {name} failed: {(work / 'output.txt').read_text().strip().splitlines()[-1]}")
+        said = (work / "output.txt").read_text().strip().splitlines() or [f"exit status {process.returncode}"]
+        raise cli.UserError(f"the run {name} failed: {said[-1]}")
     for ending in ("csv", "txt"):
         text = (work / "logs" / f"{name}.{ending}").read_text()
-        write_atomically(folder / f"{name}.{ending}", text.replace(f" --out {work}", "").replace(f"{work}/", ""))
+        write_atomically(
+            folder / f"{name}.{ending}", text.replace(f" --out {shlex.quote(str(work))}", "").replace(f"{work}/", "")
+        )
     shutil.rmtree(work)
 
 
@@ -181,23 +189,18 @@ def read_test(path):
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     tests = [row for row in rows if row["split"] == "test"]
-    scores = {name: 100 * float(tests[0][name]) for name in ("digit_accuracy", "sum_accuracy", "joint_accuracy")}
+    scores = {name: 100 * float(tests[0][name]) for name in map("{}_accuracy".format, HEADS)}
     scores["train_seconds"] = sum(float(row["seconds"]) for row in rows if row["split"] == "validation")
     return scores
 
 
 def spread(folder, names, column, digits=2):
     """Mean ± standard deviation of a column over runs, as text; the mean alone of one run; a dash for none."""
-    values = [read_test(folder / f"{name}.csv")[column] for name in names if (folder / f"{name}.csv").exists()]
+    values = [read_test(folder / f"{name}.csv")[column] for name in names]
     if not values:
         return "–"
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{deviation}"
-
-
-def heads(folder, names):
-    """The three accuracies as three cells."""
-    return [spread(folder, names, f"{head}_accuracy") for head in ("digit", "sum", "joint")]
 
 
 def table(headings, rows):
@@ -207,38 +210,52 @@ def table(headings, rows):
 
 
 def tables(folder, runs):
-    """{name: Markdown} of every part of the README that comes from the logs."""
+    """{name: Markdown} of every part of the README that comes from the logs; runs not finished do not count."""
+    there = [name for name, flags in runs.items() if finished(folder, name, flags)]
 
-    def named(prefix):
-        return [name for name in runs if re.fullmatch(rf"{re.escape(prefix)}-s\d+", name)]
+    def row(prefix, *cells):
+        """A row of the runs PREFIX-s0, PREFIX-s1 ...: the cells, their number, the three accuracies."""
+        names = [name for name in there if re.fullmatch(rf"{re.escape(prefix)}-s\d+", name)]
+        return [*cells, str(len(names)), *(spread(folder, names, f"{head}_accuracy") for head in HEADS)]
 
     results = []
     for size in ("base", "tiny"):
-        seconds = spread(folder, named(size), "train_seconds", 0)
-        text = (folder / f"{named(size)[0]}.txt").read_text() if (folder / f"{named(size)[0]}.txt").exists() else ""
-        parameters = re.search(r"([\d,]+) parameters", text)
-        results.append([f"`{size}`", parameters.group(1) if parameters else "–", *heads(folder, named(size)), seconds])
-    published = []
+        names = [name for name in there if name.startswith(f"{size}-s")]
+        parameters, machine = facts(folder, names)
+        results.append(row(size, f"`{size}`", parameters) + [spread(folder, names, "train_seconds", 0), machine])
+    published = [
+        row("base", "`base`, ours", str(train.make_parser().get_default("epochs")), "") + ["", ""],
+        row("study-default", "`base`, ours", str(STUDY_EPOCHS), "") + ["", ""],
+    ]
     for design, (stated, cause) in PUBLISHED.items():
-        as_published = named(f"{design}-published")
-        mended = as_published if design in SAME_WHEN_MENDED else named(f"{design}-mended")
-        digit, total, joint = heads(folder, as_published)
-        after = "the same run" if mended == as_published else spread(folder, mended, "joint_accuracy")
         epochs = SHORTENED.get(design, train.RECIPES[design]["epochs"])
-        published.append([f"`{design}`", str(epochs), stated, f"{digit} / {total}", joint, after, cause])
-    encodings = [[label, *heads(folder, named(study_name(flags)))] for label, flags in ENCODINGS.items()]
-    weights = [[" : ".join(pair.split()), *heads(folder, named(study_name(weight_flags(pair))))] for pair in WEIGHTS]
+        mended = "the same" if design in SAME_WHEN_MENDED else row(f"{design}-mended")[-1]
+        published.append(row(f"{design}-published", f"`{design}`", str(epochs), stated) + [mended, cause])
     log = folder / "base-s0.txt"
+    scores = ["seeds", "digit %", "sum %", "joint %"]
     return {
         "base-s0": f"```\n{log.read_text() if log.exists() else '–'}```",
-        "results": table(["network", "parameters", "digit %", "sum %", "joint %", "training, s"], results),
-        "published": table(
-            ["design", "epochs", "stated", "as published: digit / sum %", "joint %", "mended: joint %", "cause"],
-            published,
+        "results": table(["network", "parameters", *scores, "training, s", "machine"], results),
+        "published": table(["design", "epochs", "stated", *scores, "mended: joint %", "cause"], published),
+        "encodings": table(
+            ["encoding", *scores], [row(study_name(flags), label) for label, flags in ENCODINGS.items()]
         ),
-        "encodings": table(["encoding", "digit %", "sum %", "joint %"], encodings),
-        "weights": table(["digit : sum", "digit %", "sum %", "joint %"], weights),
+        "weights": table(
+            ["digit : sum", *scores],
+            [row(study_name(weight_flags(pair)), " : ".join(pair.split())) for pair in WEIGHTS],
+        ),
     }
+
+
+def facts(folder, names):
+    """(parameters, machine) as the logs of these runs give them; of several machines all."""
+    texts = [(folder / f"{name}.txt").read_text() for name in names]
+    parameters = {re.search(r"^model .*?([\d,]+) parameters", text, re.MULTILINE).group(1) for text in texts}
+    machines = {
+        f"{re.search(r'^device +(.*)$', text, re.MULTILINE).group(1)}, {re.search(r'torch [^,+]*', text).group()}"
+        for text in texts
+    }
+    return ", ".join(sorted(parameters)) or "–", "; ".join(sorted(machines)) or "–"
 
 
 def rewrite(text, made):
@@ -262,6 +279,7 @@ def main(argv=None):
     if args.check and args.quick:
         parser.error("--check and --quick contradict each other")
 
+    signal.signal(signal.SIGTERM, train.terminate)
     runs, readme = plan(), HERE / "README.md"
     extra = ["--device", args.device, "--data-dir", args.data_dir]
     if args.quick:
@@ -272,7 +290,8 @@ def main(argv=None):
         return 0
     if not args.check:
         (HERE / "logs").mkdir(exist_ok=True)
-        run_all(runs, HERE / "logs", args.jobs, extra)
+        with lock(HERE / "logs"):
+            run_all(runs, HERE / "logs", args.jobs, extra)
     before = readme.read_text()
     after = rewrite(before, tables(HERE / "logs", runs))
     if args.check and before != after:

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import glob
 import io
 import os
 import platform
@@ -113,12 +112,13 @@ def lock(folder):
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise cli.UserError(
+                f"another run is training in {folder.resolve()}; wait for it or choose another --out"
+            ) from None
         yield
-    except BlockingIOError:
-        raise cli.UserError(
-            f"another run is training in {folder.resolve()}; wait for it or choose another --out"
-        ) from None
     finally:
         os.close(handle)
 
@@ -128,8 +128,8 @@ def holds_epochs(log):
     return log.exists() and not log.read_text().endswith(HEADINGS + "\n")
 
 
-def remove_leftovers(folder, run_name):
+def remove_leftovers(folder):
     """Remove the temporary files that a killed run of this folder, which is locked, may have left."""
-    for pattern in (".best.pt.*.tmp", ".last.pt.*.tmp", f"logs/.{glob.escape(run_name)}[-.]*.tmp"):
+    for pattern in (".best.pt.*.tmp", ".last.pt.*.tmp", "logs/.*.tmp"):
         for path in folder.glob(pattern):
             path.unlink()

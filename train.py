@@ -6,7 +6,9 @@
 
 Writes best.pt (best joint accuracy on 5,000 validation images), last.pt (to go on from), and, under the run's own name,
 logs/RUN.txt, logs/RUN.csv, logs/RUN-best.pt and logs/RUN-last.pt. It ends with the test scores of best.pt and the
-command that scores it again.
+command that scores it again; on two cores of an AMD EPYC after 70 s with
+
+    mnist test: joint accuracy   99.543 %     457 of 100,000 wrong  95 % interval 99.396 to 99.654 %
 """
 
 import argparse
@@ -27,11 +29,11 @@ from tqdm import tqdm
 
 import cli
 import processes
-from checkpoint import save_checkpoint
+from checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from data import DATASETS, MEAN, STD, Batches, generator_for, load_digits, split_indices
 from evaluate import load_model, predict_pairs, score, short_report
 from model import ADDEND_ENCODINGS, SIZES, SUM_ENCODINGS
-from published import DESIGNS, FAULTS, MODELS, build_model, scores_as_published
+from published import DESIGNS, FAULTS, MODELS, build_model, check_model, scores_as_published
 from runlog import HEADINGS, holds_epochs, lock, make_header, remove_leftovers, table_line, versions, write_log
 
 # What may differ between a run and its continuation; the rest makes the run what it is.
@@ -45,6 +47,7 @@ OPTIMIZERS = {
     "adamw": torch.optim.AdamW,
     "adam": torch.optim.Adam,
     "sgd": functools.partial(torch.optim.SGD, momentum=0.9),
+    "plain-sgd": torch.optim.SGD,
 }
 
 
@@ -109,7 +112,13 @@ def parse_arguments(argv):
     args = parser.parse_args(argv)
     parser.set_defaults(**RECIPES.get(args.model, {}))
     args = parser.parse_args(argv)
+    if "none" in (args.faults or ()) and len(args.faults) > 1:
+        parser.error("--faults none goes alone")
     args.faults = without_none(args.faults)
+    try:
+        check_model(args.model, args.faults, args.addend_encoding, args.sum_encoding)
+    except ValueError as error:
+        parser.error(str(error))
     if args.digit_weight == args.sum_weight == 0:
         parser.error("--digit-weight and --sum-weight are both 0: there is nothing to learn")
     if args.run_name is not None and not plain(args.run_name):
@@ -160,14 +169,16 @@ def learning_rate_at(step, steps, peak, schedule="one-cycle"):
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise)))
 
 
-def moving_average(decay):
-    """Averaging function for AveragedModel: exponential, with a decay that rises to `decay` as (1 + n) / (10 + n).
+def moving_average(decay, updates):
+    """Averaging function of AveragedModel after so many updates: exponential, with a decay that rises to `decay` as
+    (1 + n) / (10 + n).
 
-    So the average spans about the last tenth of the n steps so far, and a short run is not held back by its start.
+    So the average spans about the last tenth of the n steps so far, and a short run is not held back by its start. The
+    count is a Python number: AveragedModel's own lies on the device, and reading it would wait for that.
     """
+    weight = 1 - min(decay, (1 + updates) / (10 + updates))
 
-    def update(averaged, current, updates):
-        weight = 1 - min(decay, (1 + int(updates)) / (10 + int(updates)))
+    def update(averaged, current, _):
         if averaged[0].is_floating_point():
             torch._foreach_lerp_(averaged, current, weight)
         else:  # the batch norms' counters
@@ -204,17 +215,15 @@ def train(args, state, device, folder, argv):
 
     # --- network
     torch.manual_seed(args.seed)
-    try:
-        model = build_model(args.model, args.faults, args.addend_encoding, args.sum_encoding)
-    except ValueError as error:
-        raise cli.UserError(str(error)) from None
+    model = build_model(args.model, args.faults, args.addend_encoding, args.sum_encoding)
     model = processes.synchronise_batch_norm(model, device).to(device, memory_format=torch.channels_last)
     optimizer = OPTIMIZERS[args.optimizer](
         model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True
     )
+    refuse_single_images(model, batches)
     averaged = None
     if args.ema_decay:
-        averaged = AveragedModel(model, multi_avg_fn=moving_average(args.ema_decay), use_buffers=True)
+        averaged = AveragedModel(model, multi_avg_fn=moving_average(args.ema_decay, 0), use_buffers=True)
     scored = averaged.module if averaged else model  # the weights that are validated, kept and tested
 
     # --- where a run begins, or goes on
@@ -229,7 +238,7 @@ def train(args, state, device, folder, argv):
             if averaged:
                 averaged.module.load_state_dict(state["weights"])
                 averaged.n_averaged.fill_(state["n_averaged"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise cli.UserError(f"{args.resume} does not fit this version of train.py: {error}") from None
         if first:
             save_last(folder, args.run_name, state)  # a kill may have come between the two files
@@ -246,10 +255,12 @@ def train(args, state, device, folder, argv):
         losses = torch.empty(len(batches), 2, device=device)  # stays on the device until the epoch ends
         model.train()
         start = time.perf_counter()
-        bar = tqdm(batches.epoch(epoch), f"epoch {epoch + 1}", len(batches), leave=False, disable=None)
+        silent = None if first else True  # None: on a terminal only
+        bar = tqdm(batches.epoch(epoch), f"epoch {epoch + 1}", len(batches), leave=False, disable=silent)
         for step, (image, addend, digit, sum_target) in enumerate(bar):
+            done = epoch * len(batches) + step
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(epoch * len(batches) + step, steps, args.learning_rate, args.schedule)
+                group["lr"] = learning_rate_at(done, steps, args.learning_rate, args.schedule)
             digit_logits, sum_logits = network(image, addend)
             digit_loss = model.digit_loss(digit_logits, digit, args.label_smoothing)
             sum_loss = model.sum_loss(sum_logits, sum_target, args.label_smoothing)
@@ -258,6 +269,7 @@ def train(args, state, device, folder, argv):
             (batches.weight(step) * loss).backward()
             optimizer.step()
             if averaged:
+                averaged.multi_avg_fn = moving_average(args.ema_decay, done)
                 averaged.update_parameters(model)
             losses[step, 0], losses[step, 1] = digit_loss.detach(), sum_loss.detach()
         losses = mean_over_processes(losses, batches).cpu()  # waits for the device
@@ -303,18 +315,30 @@ def train(args, state, device, folder, argv):
     images, digits, _ = load_digits(dataset, args.data_dir, train=False)
     predictions = predict_shared(scored, images, device)
     scores = score(*predictions, digits)
-    total = sum(row["seconds"] for row in history)
+    seconds = sum(row["seconds"] for row in history)
+    elsewhere = "" if args.data_dir == "data" else f" --data-dir {shlex.quote(args.data_dir)}"
     ending = [
         "",
-        f"{args.epochs} epochs trained in {total:.1f} s, data preparation in, validation and writing out",
-        f"{dataset} test set with the weights of epoch {best['epoch']}:",
-        short_report(scores),
+        f"{args.epochs} epochs trained in {seconds:.1f} s, data preparation in, validation and writing out",
+        f"the weights of epoch {best['epoch']} score",
+        short_report(scores, dataset),
         *scores_as_published(args.faults, *predictions, digits, args.batch_size),
-        f"score it again: python evaluate.py --ckpt {shlex.quote(str(folder / 'best.pt'))}",
+        f"score it again: python evaluate.py --ckpt {shlex.quote(str(folder / 'best.pt'))}{elsewhere}",
     ]
     print("\n".join(ending))
     if first:
         write_log(folder, args.run_name, header, history, ending, scores)
+
+
+def refuse_single_images(model, batches):
+    """Raise UserError where batch norm would be given the statistics of one image."""
+    tail = len(batches.images) % batches.batch_size or batches.batch_size
+    smallest = min(tail, batches.batch_size) // processes.world()
+    if smallest < 2 and any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        raise cli.UserError(
+            f"--batch-size {batches.batch_size} leaves a process a batch of one image at the end of the "
+            f"{len(batches.images)}, too few for batch norm; choose another"
+        )
 
 
 def mean_over_processes(losses, batches):
@@ -361,6 +385,16 @@ def save_last(folder, run_name, state):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def refuse_to_write_over(last, run_name, state):
+    """Raise UserError where the folder holds another run of this name. `state`: of the run to go on with, or None."""
+    if state is None and (last.exists() or holds_epochs(last.with_name(f"{run_name}.txt"))):
+        advice = f" or --resume {last}" if last.exists() else ""
+        raise cli.UserError(f"there is a run {run_name} in {last.parent}; choose another --run-name{advice}")
+    with contextlib.suppress(CheckpointError):  # none, or a damaged one that is nothing to lose
+        if state is not None and load_checkpoint(last).get("header") != state.get("header"):
+            raise cli.UserError(f"{last} is of another run of the name {run_name}; choose another --out")
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a run as Ctrl-C does."""
 
@@ -375,7 +409,7 @@ def main(argv=None):
     device = cli.choose_device(args.device)
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-        torch.use_deterministic_algorithms(True)
+        torch.use_deterministic_algorithms(True, warn_only=device.type == "mps")  # which lacks some
     folder = Path(args.out)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     last = folder / "logs" / f"{args.run_name}-last.pt"
@@ -386,13 +420,12 @@ def main(argv=None):
                 with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
                     train(args, state, device, folder, argv)
                 return 0
+            for needed in (folder, folder / "logs"):
+                if not os.access(needed, os.W_OK):
+                    raise cli.UserError(f"{needed} cannot be written to; choose another --out")
             with lock(folder):
-                if state is None and (last.exists() or holds_epochs(last.with_name(f"{args.run_name}.txt"))):
-                    advice = f" or --resume {last}" if last.exists() else ""
-                    raise cli.UserError(
-                        f"there is a run {args.run_name} in {last.parent}; choose another --run-name{advice}"
-                    )
-                remove_leftovers(folder, args.run_name)
+                refuse_to_write_over(last, args.run_name, state)
+                remove_leftovers(folder)
                 train(args, state, device, folder, argv)
     except KeyboardInterrupt as interrupt:
         again = f"go on with: python train.py --resume {shlex.quote(str(last))}"
@@ -401,7 +434,10 @@ def main(argv=None):
             print(f"train.py: interrupted; {advice}", file=sys.stderr)
         return 143 if isinstance(interrupt, Terminated) else 130
     finally:
+        with contextlib.suppress(OSError):  # empty where the run was refused, else it stays
+            (folder / "logs").rmdir()
         signal.signal(signal.SIGTERM, previous)
+        torch.use_deterministic_algorithms(False)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Bad command lines: each is refused in one line, with exit status 2, before any file is made or changed."""
 
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import evaluate
+import reproduce
 import train
 
 FOREVER = "9" * 5000  # more digits than Python turns into a number
@@ -68,6 +71,18 @@ BAD_FOR_TRAIN = [
     "--sum-weight -1",
     "--sum-weight nan",
     "--dataset fashion",
+    "--optimizer lion",
+    "--schedule step",
+    "--addend-encoding one-hot",
+    "--sum-encoding ternary",
+    "--faults",
+    "--faults typo",
+    "--faults none argmax",
+    "--faults argmax",  # tiny has no argmax
+    "--model narrow-trunk --faults early-softmax",
+    "--model average-pooling --sum-encoding binary",
+    "--model two-branch-lenet --addend-encoding scalar",
+    "--batch-size 599",  # 600 images leave a batch of one
     # in contradiction, unknown, abbreviated, left over
     "--digit-weight 0 --sum-weight 0",
     "--deterministic yes",
@@ -148,6 +163,18 @@ def words(line):
     return line.split(" ") if isinstance(line, str) else line
 
 
+BAD_FOR_REPRODUCE = [
+    "--jobs 0",
+    "--jobs two",
+    "--jobs",
+    "--check --quick",
+    "--device tpu",
+    "--data-dir",
+    "--quickly",
+    "all",
+]
+
+
 def contents(folder):
     """Every path below the folder with the bytes that it holds."""
     return {path.relative_to(folder): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
@@ -185,6 +212,27 @@ def test_a_bad_command_line_of_train_changes_nothing(refused, small_dir, line):
 @pytest.mark.parametrize("line", BAD_FOR_EVALUATE, ids=lambda line: ascii(" ".join(words(line)))[1:40])
 def test_a_bad_command_line_of_evaluate_changes_nothing(refused, small_dir, line):
     refused(evaluate, "--data-dir", small_dir, *words(line))
+
+
+@pytest.mark.parametrize("line", BAD_FOR_REPRODUCE)
+def test_a_bad_command_line_of_reproduce_changes_nothing(refused, monkeypatch, line):
+    monkeypatch.setattr(reproduce, "run_all", lambda *arguments: pytest.fail("ran"))
+    refused(reproduce, *words(line))
+
+
+def test_a_refused_run_leaves_an_empty_folder_empty(run, small_flags, tmp_path):
+    assert run(train, *small_flags, "--val-size", 700)[0] == 2  # known only once the data are read
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("where", [".", "logs"])
+def test_a_folder_that_is_read_only_is_named_before_training(run, small_flags, tmp_path, monkeypatch, where):
+    """The system's answer is played: to root every folder is writable."""
+    access, locked = os.access, (tmp_path / where).resolve()
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).resolve() != locked and access(path, mode))
+    status, _, err = run(train, *small_flags)
+    assert status == 2 and err.count("\n") == 1 and "cannot be written to" in err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("name", ["cuda", "mps"])

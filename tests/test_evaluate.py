@@ -7,7 +7,7 @@ import torch
 
 import evaluate
 from evaluate import interval, predict_pairs, score
-from model import build_model
+from model import build_size
 
 
 def predictions(digits):
@@ -61,7 +61,7 @@ def test_interval_widens_when_the_pairs_of_an_image_fall_together():
 
 def test_the_ragged_last_batch_is_counted(small):
     torch.manual_seed(0)
-    model = build_model("tiny").eval()
+    model = build_size("tiny").eval()
     whole = predict_pairs([model], small[0], batch_size=700)
     ragged = predict_pairs([model], small[0], batch_size=64)
     assert whole[0].shape == (700, 10)
@@ -69,7 +69,7 @@ def test_the_ragged_last_batch_is_counted(small):
 
 
 def test_scoring_is_in_eval_mode_and_leaves_no_trace(small):
-    model = build_model("tiny").train()
+    model = build_size("tiny").train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     predict_pairs([model], small[0])
@@ -78,7 +78,7 @@ def test_scoring_is_in_eval_mode_and_leaves_no_trace(small):
 
 
 def test_an_ensemble_averages_probabilities(small):
-    models = [build_model("tiny").eval() for _ in range(3)]
+    models = [build_size("tiny").eval() for _ in range(3)]
     image, addend = evaluate.prepare(small[0][:20]), torch.arange(10).expand(20, 10)
     mean = torch.stack([model(image, addend)[1].softmax(-1) for model in models]).mean(0)
     assert torch.equal(predict_pairs(models, small[0][:20])[1], mean.argmax(-1))

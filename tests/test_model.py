@@ -6,19 +6,19 @@ import pytest
 import torch
 
 from data import Batches
-from model import SIZES, build_model
+from model import SIZES, build_size
 
 LIMITS = {"tiny": 10_000, "base": 120_000, "large": 2_000_000}
 
 
 @pytest.fixture(params=SIZES)
 def model(request):
-    return build_model(request.param)
+    return build_size(request.param)
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes_keep_their_promise(name):
-    assert sum(parameter.numel() for parameter in build_model(name).parameters()) <= LIMITS[name]
+    assert sum(parameter.numel() for parameter in build_size(name).parameters()) <= LIMITS[name]
 
 
 def test_many_addends_equal_one_at_a_time(model):
@@ -47,7 +47,7 @@ def test_outputs_are_logits_not_probabilities(model):
 
 def test_initial_loss_is_that_of_guessing(small):
     torch.manual_seed(0)
-    model = build_model("base")
+    model = build_size("base")
     image, addend, digit, sum_target = next(Batches(*small, 256, addends_per_image=10).epoch(0))
     digit_logits, sum_logits = model(image, addend)
     loss = model.digit_loss(digit_logits, digit) + model.sum_loss(sum_logits, sum_target)

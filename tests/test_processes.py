@@ -84,7 +84,7 @@ def test_two_processes_follow_the_loss_of_one_and_score_the_same_pairs(run, smal
 
 def test_process_0_alone_prints_and_writes(in_two):
     folder, output = in_two
-    assert len(re.findall("^joint accuracy", output, re.MULTILINE)) == 1
+    assert len(re.findall("^synthetic test: joint accuracy", output, re.MULTILINE)) == 1
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     assert names == ["best.pt", "last.pt", "logs/run-best.pt", "logs/run-last.pt", "logs/run.csv", "logs/run.txt"]
 

@@ -178,7 +178,7 @@ def test_encodings_train_and_score_from_the_command_line(run, small_flags, small
     status, out, _ = run(train, *small_flags, *flags.split(), "--epochs", 1)
     assert status == 0
     scored = run(evaluate, "--ckpt", "best.pt", "--data-dir", small_dir)[1]
-    assert next(line for line in out.splitlines() if line.startswith("joint")) in scored
+    assert next(line for line in out.splitlines() if "joint accuracy" in line) in scored
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name in DESIGNS])

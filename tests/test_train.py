@@ -26,10 +26,10 @@ def test_a_run_leaves_its_files_and_says_how_to_score(run, small_flags, small_di
     kept = ["logs/run-best.pt", "logs/run-last.pt", "logs/run.csv", "logs/run.txt", "best.pt", "last.pt"]
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == sorted(kept)
     assert (tmp_path / "logs" / "run.txt").read_text() == out  # the log is what was on the screen
-    assert out.endswith("score it again: python evaluate.py --ckpt best.pt\n")
-    scored = run(evaluate, "--ckpt", "best.pt", "--data-dir", small_dir)[1]
-    joint = re.search(r"joint accuracy .*", out).group()
-    assert joint in scored
+    command = out.splitlines()[-1].removeprefix("score it again: python evaluate.py ").split()
+    assert command == ["--ckpt", "best.pt", "--data-dir", str(small_dir)]
+    joint = re.search(r"synthetic test: joint accuracy .*", out).group()
+    assert joint in run(evaluate, *command)[1]
 
 
 def test_the_log_is_plain_aligned_and_repeatable(trained):
@@ -61,7 +61,7 @@ def test_same_seed_same_weights_other_seed_others(run, small_flags, trained):
 
 def test_without_validation_the_last_epoch_is_kept(run, small_flags):
     status, out, _ = run(train, *small_flags, "--val-size", 0)
-    assert status == 0 and "epoch 2:" in out
+    assert status == 0 and "the weights of epoch 2 score" in out
     assert same(weights_of("best.pt"), weights_of("last.pt"))
 
 
@@ -70,7 +70,7 @@ def test_auto_uses_synthetic_digits_with_a_warning(run, small_flags, monkeypatch
     flags = ["auto" if flag == "synthetic" else flag for flag in small_flags]
     status, out, err = run(train, *flags)
     assert status == 0 and "WARNING" in err and "scores are not MNIST's" in err
-    assert "synthetic test set" in out and load_checkpoint("best.pt")["dataset"] == "synthetic"
+    assert "synthetic test: joint" in out and load_checkpoint("best.pt")["dataset"] == "synthetic"
     flags = ["mnist" if flag == "synthetic" else flag for flag in [*small_flags, "--run-name", "other"]]
     status, _, err = run(train, *flags)
     assert status == 2 and "could not be downloaded" in err
@@ -84,9 +84,10 @@ def test_one_cycle_rises_to_the_peak_and_falls_to_nothing():
 
 def test_moving_average_follows_its_formula():
     model = torch.nn.Linear(1, 1, bias=False)
-    averaged = train.AveragedModel(model, multi_avg_fn=train.moving_average(0.5))
+    averaged = train.AveragedModel(model, multi_avg_fn=train.moving_average(0.5, 0))
     values = []
-    for value in (1.0, 2.0, 4.0, 8.0):
+    for updates, value in enumerate((1.0, 2.0, 4.0, 8.0)):
+        averaged.multi_avg_fn = train.moving_average(0.5, updates)
         torch.nn.init.constant_(model.weight, value)
         averaged.update_parameters(model)
         values.append(averaged.module.weight.item())
@@ -104,11 +105,21 @@ def test_training_never_waits_for_the_device_within_an_epoch(run, small_flags, m
     def epoch(self, number):
         for batch in batches(self, number):
             with monkeypatch.context() as patch:
-                patch.setattr(torch.Tensor, "item", lambda self: pytest.fail("the step read a value back"))
+                for name in ("item", "tolist", "cpu", "numpy", "__int__", "__float__"):
+                    patch.setattr(torch.Tensor, name, lambda *_: pytest.fail("the step read a value back"))
                 yield batch
 
     monkeypatch.setattr(Batches, "epoch", epoch)
     assert run(train, *small_flags, "--epochs", 1)[0] == 0
+
+
+def test_a_batch_of_one_image_is_refused_before_training(run, small_flags):
+    """Batch norm has no statistics of one value; 600 = 599 + 1 would only find out at the epoch's end."""
+    for size in (1, 599):
+        status, _, err = run(train, *small_flags, "--batch-size", size)
+        assert status == 2 and err.count("\n") == 1 and "one image" in err and "batch norm" in err
+    # a network without batch norm can take it
+    assert run(train, *small_flags, "--epochs", 1, "--model", "two-branch-lenet", "--batch-size", 599)[0] == 0
 
 
 def test_mnist_is_learnt_from_the_command_line(run, mnist_dir):
