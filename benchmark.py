@@ -111,8 +111,7 @@ def make_row(section, what, unit, ours, rival=None, middle=statistics.median):
 
 
 # The fast recipe: changes to that of `base`, tuned on held-out training images.
-FAST = dict(epochs=1, learning_rate=0.02, augment=0.0, ema_decay=0.0)
-FAST_BFLOAT16 = True
+FAST = dict(epochs=1, learning_rate=0.02, augment=0.0, ema_decay=0.0, precision="bfloat16")
 
 
 class FastNet(AddendNet):
@@ -154,7 +153,7 @@ def make_batches(args, training, device):
     return Batches(*training, args.batch_size, args.seed, args.addends_per_image, args.augment, device)
 
 
-def steps_of(args, parts, batches, bfloat16=False):
+def steps_of(args, parts, batches):
     """The loop of train.py; yields after each step of its `args.epochs` epochs. `parts` is what `begin` returned."""
     model, optimizer, averaged = parts
     steps = args.epochs * len(batches)
@@ -164,7 +163,7 @@ def steps_of(args, parts, batches, bfloat16=False):
             done = epoch * len(batches) + step
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(done, steps, args.learning_rate, args.schedule)
-            with torch.autocast(batches.device.type, torch.bfloat16, enabled=bfloat16):
+            with torch.autocast(batches.device.type, torch.bfloat16, enabled=args.precision == "bfloat16"):
                 digit_logits, sum_logits = model(image, addend)
             digit_loss = model.digit_loss(digit_logits.float(), digit, args.label_smoothing)
             sum_loss = model.sum_loss(sum_logits.float(), sum_target, args.label_smoothing)
@@ -178,9 +177,9 @@ def steps_of(args, parts, batches, bfloat16=False):
             yield
 
 
-def train_all(args, parts, batches, bfloat16=False):
+def train_all(args, parts, batches):
     """Seconds of all steps, the drawing of the examples in."""
-    return seconds_of(lambda: list(steps_of(args, parts, batches, bfloat16)), batches.device)
+    return seconds_of(lambda: list(steps_of(args, parts, batches)), batches.device)
 
 
 def bare_steps(args, parts, batch, steps):
@@ -292,7 +291,7 @@ def target(setting):
         parts, batches = begin(args, setting.device), make_batches(args, training, setting.device)
         scored = parts[2].module if parts[2] else parts[0]
         reached, seconds, start = [], 0.0, time.perf_counter()
-        for step, _ in enumerate(steps_of(args, parts, batches, name == "fast" and FAST_BFLOAT16), 1):
+        for step, _ in enumerate(steps_of(args, parts, batches), 1):
             if step % (10 if setting.quick else 25) and step < args.epochs * len(batches):
                 continue
             wait_for(setting.device)
@@ -434,7 +433,7 @@ def options(setting):
     device, threads = setting.device, torch.get_num_threads()
     training = setting.first(QUICK_IMAGES // 3 if setting.quick else 12_800)
 
-    def job(threads=threads, bfloat16=False, memory_format=torch.channels_last, fused=True, **changes):
+    def job(threads=threads, memory_format=torch.channels_last, fused=True, **changes):
         args = arguments("base", epochs=1, **changes)
         parts, batches = begin(args, device, memory_format, fused), make_batches(args, training, device)
 
@@ -442,7 +441,7 @@ def options(setting):
             before = torch.get_num_threads()
             torch.set_num_threads(threads)
             try:
-                return train_all(args, parts, batches, bfloat16)
+                return train_all(args, parts, batches)
             finally:
                 torch.set_num_threads(before)
 
@@ -450,7 +449,7 @@ def options(setting):
 
     choices = {
         "without channels_last": job(memory_format=torch.contiguous_format),
-        "with bfloat16 autocast": job(bfloat16=True),
+        "with bfloat16 autocast": job(precision="bfloat16"),
         "without the fused optimiser": job(fused=False),
         "with 1 thread": job(threads=1),
         "with 2 threads": job(threads=2),
@@ -532,7 +531,7 @@ def rival(setting):
     def ours(seed):
         args = arguments("fast", seed=seed)
         parts, batches = begin(args, device), make_batches(args, (images, digits), device)
-        seconds = train_all(args, parts, batches, FAST_BFLOAT16)
+        seconds = train_all(args, parts, batches)
         return seconds, 100 * joint_on_test(parts[2].module if parts[2] else parts[0], setting)
 
     def theirs(memory_format, seed):

@@ -99,6 +99,7 @@ def make_parser():
     add("--schedule", choices=("one-cycle", "constant"), default="one-cycle", help="of the learning rate")
     add("--learning-rate", type=cli.real(0, above=True), default=0.01, help="the peak of one-cycle")
     add("--weight-decay", type=cli.real(0), default=0.1, help="as the optimiser takes it")
+    add("--precision", choices=("float32", "bfloat16"), default="float32", help="of the forward pass in training")
     add("--ema-decay", type=fraction, default=0.999, help="of the moving average of the weights; 0: no average")
     add("--label-smoothing", type=fraction, default=0.1, help="share of the target spread over all classes")
     add("--digit-weight", type=cli.real(0), default=1.0, help="of the digit's loss in the total")
@@ -261,9 +262,10 @@ def train(args, state, device, folder, argv):
             done = epoch * len(batches) + step
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(done, steps, args.learning_rate, args.schedule)
-            digit_logits, sum_logits = network(image, addend)
-            digit_loss = model.digit_loss(digit_logits, digit, args.label_smoothing)
-            sum_loss = model.sum_loss(sum_logits, sum_target, args.label_smoothing)
+            with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bfloat16"):
+                digit_logits, sum_logits = network(image, addend)
+            digit_loss = model.digit_loss(digit_logits.float(), digit, args.label_smoothing)
+            sum_loss = model.sum_loss(sum_logits.float(), sum_target, args.label_smoothing)
             loss = args.digit_weight * digit_loss + args.sum_weight * sum_loss
             optimizer.zero_grad()
             (batches.weight(step) * loss).backward()

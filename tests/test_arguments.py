@@ -73,6 +73,7 @@ BAD_FOR_TRAIN = [
     "--dataset fashion",
     "--optimizer lion",
     "--schedule step",
+    "--precision float16",
     "--addend-encoding one-hot",
     "--sum-encoding ternary",
     "--faults",

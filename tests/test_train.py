@@ -76,6 +76,15 @@ def test_auto_uses_synthetic_digits_with_a_warning(run, small_flags, monkeypatch
     assert status == 2 and "could not be downloaded" in err
 
 
+def test_bfloat16_is_for_the_forward_pass_of_training_alone(run, small_flags, trained):
+    assert run(train, *small_flags, "--precision", "bfloat16")[0] == 0
+    state = load_checkpoint("last.pt")
+    assert all(value.dtype != torch.bfloat16 for value in state["raw_weights"].values())
+    exact = load_checkpoint(trained / "last.pt")
+    for ours, other in zip(state["history"], exact["history"], strict=True):
+        assert ours["sum_loss"] != other["sum_loss"] and ours["sum_loss"] == pytest.approx(other["sum_loss"], rel=0.02)
+
+
 def test_one_cycle_rises_to_the_peak_and_falls_to_nothing():
     rates = [train.learning_rate_at(step, 1000, 0.5) for step in range(1000)]
     assert rates.index(max(rates)) == 200 and max(rates) == 0.5
