@@ -39,13 +39,19 @@ def conv_relu(*channels, kernel=3):
     return layers
 
 
+def lenet_layers():
+    """Image branch like LeNet's, [B, 1, 28, 28] -> [B, 192]."""
+    first = [nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2)]
+    return [*first, nn.Conv2d(6, 12, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
+
+
 class TwoBranchLeNet(TwoHeadNet):
     """LeNet-like image branch, a linear branch for the one-hot addend, concatenated, fully connected, two heads.
 
     71,573 parameters. As published, with "early-softmax", both heads end in a softmax; cross-entropy, which applies its
     own, then cannot fall under ln(e + 9) - 1 = 1.46115 and ln(e + 18) - 1 = 2.0310. Or, with "shared-softmax", one
-    softmax runs over all 29 outputs: the two heads then compete for one unit of probability, and training gives it to
-    neither. Left open: the activations (ReLU here).
+    softmax runs over all 29 outputs: the two heads then compete for one unit of probability, the digit takes it and the
+    sum is left with none. Left open: the activations (ReLU here).
     """
 
     own_faults = ("shared-softmax", "early-softmax")
@@ -53,15 +59,7 @@ class TwoBranchLeNet(TwoHeadNet):
     def __init__(self, faults=()):
         super().__init__()
         self.shared_softmax, self.early_softmax = "shared-softmax" in faults, "early-softmax" in faults
-        self.encoder = nn.Sequential(
-            nn.Conv2d(1, 6, 5),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(6, 12, 5),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),  # 192
-        )
+        self.encoder = nn.Sequential(*lenet_layers())
         self.addend_branch = nn.Sequential(nn.Linear(ADDENDS, 20), nn.ReLU())
         self.fusion = nn.Sequential(nn.Linear(212, 212), nn.ReLU(), nn.Linear(212, 100), nn.ReLU())
         self.heads = nn.Linear(100, DIGITS + SUMS)  # one layer of 29 is the same as two of 10 and 19
@@ -87,17 +85,7 @@ class NarrowTrunkNet(TwoHeadNet):
 
     def __init__(self, faults=()):
         super().__init__()
-        self.encoder = nn.Sequential(
-            nn.Conv2d(1, 6, 5),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(6, 12, 5),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),  # 192
-            nn.Linear(192, 15),
-            nn.ReLU(),
-        )
+        self.encoder = nn.Sequential(*lenet_layers(), nn.Linear(192, 15), nn.ReLU())
         self.trunk = nn.Sequential(nn.Linear(15 + ADDENDS, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU())
         self.digit_head = nn.Linear(40, DIGITS)
         self.sum_head = nn.Linear(40, SUMS)

@@ -34,7 +34,7 @@ PUBLISHED = {
     "narrow-trunk": ("pictures only", "sound; a single rate of 0.1 for ten epochs and 15 features are its limit"),
     "shared-softmax-lenet": (
         "digit 9.7 %, sum about 1 % (training)",
-        "one softmax over both heads, then cross-entropy: neither head can become sure of anything",
+        "one softmax over both heads, then cross-entropy: the digit takes all of it, the sum is left with none",
     ),
     "two-softmax-lenet": (
         "digit 98.4 %, sum 37.3 % (training)",
@@ -42,7 +42,7 @@ PUBLISHED = {
     ),
     "argmax-regression": (
         "digit 99.225 %, sum 98.99 % (training)",
-        "argmax cuts the sum's gradient: the adder learns, the image network learns from the digit alone",
+        "argmax cuts the sum's gradient; harmless, as the digit's loss trains the classifier. The mend blurs the digit",
     ),
     "average-pooling": (
         "digit 99.319 %, sum 99.219 %, joint 98.551 % (a product)",
