@@ -3,8 +3,8 @@
     python evaluate.py --ckpt best.pt
     python evaluate.py --ckpt seed0.pt seed1.pt seed2.pt --json scores.json
 
-Joint accuracy counts the pairs with both answers right, one by one. Prints, for the default network on MNIST, half a
-second of scoring on two cores of an AMD EPYC:
+Joint accuracy counts the pairs with both answers right, one by one. Prints, for the default network on MNIST, after
+half a second of scoring on two cores of an AMD EPYC:
 
     mnist test: joint accuracy   99.543 %     457 of 100,000 wrong  95 % interval 99.396 to 99.654 %
 """
