@@ -8,6 +8,7 @@ It can be stopped at any time and called again: finished runs are skipped, the i
 """
 
 import csv
+import json
 import os
 import re
 import shlex
@@ -68,6 +69,7 @@ ENCODINGS = {
     "sum without parameters: the digit shifted": "--sum-encoding shift",
 }
 HEADS = ("digit", "sum", "joint")
+FIGURES = ("ours", "rival", "ratio")  # of benchmark.py
 WEIGHTS = ("0.9 0.1", "0.7 0.3", "1 1", "0.3 0.7", "0.1 0.9")
 
 
@@ -240,11 +242,25 @@ def tables(folder, runs):
         "encodings": table(
             ["encoding", *scores], [row(study_name(flags), label) for label, flags in ENCODINGS.items()]
         ),
+        "speed": speed(folder / "benchmark-cpu.json"),
         "weights": table(
             ["digit : sum", *scores],
             [row(study_name(weight_flags(pair)), " : ".join(pair.split())) for pair in WEIGHTS],
         ),
     }
+
+
+def speed(path):
+    """The table of benchmark.py from its JSON, with the machine above it."""
+    if not path.exists():
+        return "–"
+    record = json.loads(path.read_text())
+    rows = []
+    for row in record["rows"]:
+        figures = ["" if row[name] is None else f"{row[name]:,.{0 if row[name] >= 1000 else 2}f}" for name in FIGURES]
+        rows.append([row["what"], row["unit"], *figures, " to ".join(f"{end:.2f}" for end in row["spread"])])
+    head = f"{record['device']}; {record['versions']}; medians of {record['repeats']} rounds in turns."
+    return f"{head}\n\n{table(['ours against', 'unit', 'ours', 'other', 'ratio', 'spread of the ratio'], rows)}"
 
 
 def facts(folder, names):
