@@ -70,10 +70,14 @@ def processor():
 
 
 def commit():
-    """The commit of these scripts, with -dirty behind it where they were changed since."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"]
+    """The commit of these scripts, with -dirty behind it where a script was changed since."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+
+    def answer(*words):
+        return subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        return answer("rev-parse", "--short", "HEAD") + ("-dirty" if answer("diff", "HEAD", "--", "*.py") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
