@@ -110,7 +110,8 @@ def make_row(section, what, unit, ours, rival=None, middle=statistics.median):
 # Our training, as train.py does it
 
 
-# The fast recipe: changes to that of `base`, tuned on held-out training images.
+# A candidate for a fast recipe, as changes to that of `base`: chosen on held-out training images, unproven against the
+# rival; `--only rival` is what decides.
 FAST = dict(epochs=1, learning_rate=0.02, augment=0.0, ema_decay=0.0, precision="bfloat16")
 
 
