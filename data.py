@@ -381,7 +381,9 @@ class Batches:
     """The same examples as `RandomAddendDataset`, in batches made on `device`, where all the data lie.
 
     images [N, 1, 28, 28] uint8 and digits [N] int64 go to the device once, an epoch's tables in one copy each; a batch
-    is then an indexing away. `len()` is the number of batches of an epoch, a smaller last one included.
+    is then an indexing away. Where the device has too little memory for that, or `resident` is False, all stay in the
+    host's memory, and each batch is sent while the one before is worked on. `len()` is the number of batches of an
+    epoch, a smaller last one included.
     Of `world` processes, number `rank` takes every `world`-th image of each batch. `addends` below 10 and `resample`
     are published faults, see `published.FAULTS`.
     """
@@ -399,9 +401,14 @@ class Batches:
         resample=False,
         rank=0,
         world=1,
+        resident=None,
     ):
-        self.images, self.digits = images.to(device), digits.to(device)
-        self.batch_size, self.seed, self.device = batch_size, seed, device
+        self.device = torch.device(device)
+        tables = len(images) * (8 * addends_per_image + (24 if augment else 0) + 16)  # addends, warps, order and digits
+        self.resident = fits(images.nbytes + tables, self.device) if resident is None else resident
+        self.home = self.device if self.resident else torch.device("cpu")
+        self.images, self.digits = images.to(self.home), digits.to(self.home)
+        self.batch_size, self.seed = batch_size, seed
         self.addends_per_image, self.augment = addends_per_image, augment
         self.addends, self.resample, self.rank, self.world = addends, resample, rank, world
 
@@ -421,14 +428,49 @@ class Batches:
 
         image [B, 1, 28, 28] float32, addend and sum_target [B] int64, or [B, K] where K > 1, digit [B] int64.
         """
-        count = len(self.images)
-        order = draw_order(count, self.seed, epoch, self.batch_size if self.resample else 0).to(self.device)
-        addends = draw_addends(count, self.addends_per_image, self.seed, epoch, self.addends).to(self.device)
+        count, home = len(self.images), self.home
+        order = draw_order(count, self.seed, epoch, self.batch_size if self.resample else 0).to(home)
+        addends = draw_addends(count, self.addends_per_image, self.seed, epoch, self.addends).to(home)
         if self.addends_per_image == 1:
             addends = addends.squeeze(1)
-        warps = draw_warps(count, self.augment, self.seed, epoch).to(self.device) if self.augment else None
-        for batch in order.split(self.batch_size):
-            index = batch[min(self.rank, len(batch) - 1) :: self.world]
-            image = prepare(self.images[index], None if warps is None else warps[index])
-            addend, digit = addends[index], self.digits[index]
-            yield image, addend, digit, (digit if addend.dim() == 1 else digit.unsqueeze(1)) + addend
+        tables = [self.images, addends, self.digits]
+        if self.augment:
+            tables.append(draw_warps(count, self.augment, self.seed, epoch).to(home))
+        indices = (batch[min(self.rank, len(batch) - 1) :: self.world] for batch in order.split(self.batch_size))
+        parts = ([table[index] for table in tables] for index in indices)
+        for image, addend, digit, *warps in parts if self.resident else sent_ahead(parts, self.device):
+            yield prepare(image, *warps), addend, digit, (digit if addend.dim() == 1 else digit.unsqueeze(1)) + addend
+
+
+def fits(size, device):
+    """Whether `size` bytes leave half of the device's free memory to the network; only CUDA's is a memory apart."""
+    return device.type != "cuda" or size <= torch.cuda.mem_get_info(device)[0] // 2
+
+
+def sent_ahead(parts, device):
+    """Yield lists of tensors of the host's memory on `device`, each list sent before the one ahead of it is yielded.
+
+    On CUDA from pinned memory and on a stream of their own: the copying goes on while the device computes.
+    """
+    cuda = device.type == "cuda"
+    stream = torch.cuda.Stream(device) if cuda else None
+    sent = None
+    for part in parts:
+        with torch.cuda.stream(stream):  # without one it does nothing
+            following = [(tensor.pin_memory() if cuda else tensor).to(device, non_blocking=True) for tensor in part]
+            done = stream.record_event() if cuda else None
+        if sent is not None:
+            yield arrived(*sent)
+        sent = following, done
+    if sent is not None:
+        yield arrived(*sent)
+
+
+def arrived(tensors, done):
+    """The sent tensors, for use behind the event `done` of their copying."""
+    if done is not None:
+        stream = torch.cuda.current_stream(tensors[0].device)
+        stream.wait_event(done)
+        for tensor in tensors:
+            tensor.record_stream(stream)  # its memory is not given away while this stream works on it
+    return tensors

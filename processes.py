@@ -49,6 +49,16 @@ def joined(device):
             dist.destroy_process_group()
 
 
+@contextlib.contextmanager
+def first_alone():
+    """Process 0 does what is inside before the others: a download, a warning that need not come from each."""
+    if rank() > 0:
+        dist.barrier()
+    yield
+    if rank() == 0 and world() > 1:
+        dist.barrier()
+
+
 def share(model, device):
     """The network to call in the loop, with gradients averaged over the processes; `model` itself in a single one."""
     if world() == 1:

@@ -35,8 +35,8 @@ def versions():
     }
 
 
-def make_header(argv, args, dataset, device, model, training, validation):
-    """What it takes to repeat the run, as lines of text."""
+def make_header(argv, args, dataset, device, model, training, validation, notes=()):
+    """What it takes to repeat the run, as lines of text; `notes` on what is not as it was asked for."""
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
@@ -55,6 +55,7 @@ def make_header(argv, args, dataset, device, model, training, validation):
             f"data set    {dataset}: {training:,d} training and {validation:,d} validation images",
             f"model       {args.model}, {parameters:,d} parameters",
             f"arguments   {flags}",
+            *(f"note        {note}" for note in notes),
             "",
         ]
     )

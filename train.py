@@ -28,6 +28,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 import cli
+import graphs
 import processes
 from checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from data import DATASETS, MEAN, STD, Batches, generator_for, load_digits, split_indices
@@ -41,6 +42,15 @@ FREE_ON_RESUME = ("data_dir", "device", "out", "resume")
 
 RECIPES = {
     "tiny": dict(learning_rate=0.02, weight_decay=0.05),
+    "fast": dict(
+        epochs=1,
+        val_size=0,  # a single epoch leaves nothing to choose
+        batch_size=256,
+        learning_rate=0.04,
+        augment=0.0,
+        ema_decay=0.0,
+        precision="bfloat16",
+    ),
     **{name: dict(faults=faults) | recipe for name, (_, faults, recipe) in DESIGNS.items()},
 }
 OPTIMIZERS = {
@@ -100,6 +110,8 @@ def make_parser():
     add("--learning-rate", type=cli.real(0, above=True), default=0.01, help="the peak of one-cycle")
     add("--weight-decay", type=cli.real(0), default=0.1, help="as the optimiser takes it")
     add("--precision", choices=("float32", "bfloat16"), default="float32", help="of the forward pass in training")
+    add("--compile", action="store_true", help="the network through torch.compile, where there is a compiler")
+    add("--cuda-graph", action="store_true", help="record the step once and replay it: adamw or adam, on one GPU")
     add("--ema-decay", type=fraction, default=0.999, help="of the moving average of the weights; 0: no average")
     add("--label-smoothing", type=fraction, default=0.1, help="share of the target spread over all classes")
     add("--digit-weight", type=cli.real(0), default=1.0, help="of the digit's loss in the total")
@@ -189,17 +201,105 @@ def moving_average(decay, updates):
     return update
 
 
+def build(args, device, memory_format=torch.channels_last, fused=True):
+    """(model, optimizer, averaged) at the start of a run; averaged is None without a moving average."""
+    torch.manual_seed(args.seed)
+    model = build_model(args.model, args.faults, args.addend_encoding, args.sum_encoding)
+    model = processes.synchronise_batch_norm(model, device).to(device, memory_format=memory_format)
+    own = dict(lr=args.learning_rate, weight_decay=args.weight_decay, fused=fused)
+    if recorded(args, device):  # a graph reads the rate, and counts its steps, where it is
+        own |= dict(lr=torch.tensor(args.learning_rate, device=device), capturable=True)
+    optimizer = OPTIMIZERS[args.optimizer](model.parameters(), **own)
+    averaged = None
+    if args.ema_decay:
+        averaged = AveragedModel(model, multi_avg_fn=moving_average(args.ema_decay, 0), use_buffers=True)
+    return model, optimizer, averaged
+
+
+def recorded(args, device):
+    """Whether --cuda-graph was given and can be had."""
+    able = device.type == "cuda" and processes.world() == 1 and args.optimizer in ("adamw", "adam")
+    return args.cuda_graph and able
+
+
+def prepare_step(args, model, optimizer, batches):
+    """(take_step, notes): what takes the step of a batch, as the flags want it; a line on each that cannot be had."""
+    device, notes = batches.device, []
+    network = processes.share(model, device)
+    if args.compile and processes.world() > 1:
+        notes.append("--compile is for a single process, going on without")
+    elif args.compile:
+        network, note = graphs.compile_network(model, next(batches.epoch(0)), args.precision)
+        notes += [note] if note else []
+    take_step = functools.partial(train_step, args, model, network, optimizer)
+    if recorded(args, device):
+        take_step = graphs.CapturedStep(take_step)
+    elif args.cuda_graph:
+        notes.append("--cuda-graph is for adamw or adam on a single GPU, going on without")
+    return take_step, notes
+
+
+def train_step(args, model, network, optimizer, batch, weight):
+    """One step on `batch`: its digit loss and its sum loss, [2], which stay on the device.
+
+    `network` is `model`, or what calls it: compiled, or shared with other processes, where `weight` is this one's part.
+    """
+    image, addend, digit, sum_target = batch
+    with torch.autocast(image.device.type, torch.bfloat16, enabled=args.precision == "bfloat16"):
+        digit_logits, sum_logits = network(image, addend)
+    digit_loss = model.digit_loss(digit_logits.float(), digit, args.label_smoothing)
+    sum_loss = model.sum_loss(sum_logits.float(), sum_target, args.label_smoothing)
+    loss = args.digit_weight * digit_loss + args.sum_weight * sum_loss
+    optimizer.zero_grad()
+    (weight * loss).backward()
+    optimizer.step()
+    return torch.stack([digit_loss, sum_loss]).detach()
+
+
+def train_epoch(args, model, optimizer, averaged, take_step, batches, epoch):
+    """Take the steps of one epoch; yields the losses of each, [2]. Nothing here waits for the device."""
+    torch.manual_seed(generator_for("network", args.seed, epoch).initial_seed())  # for a network with dropout
+    model.train()
+    for step, batch in enumerate(batches.epoch(epoch)):
+        done = epoch * len(batches) + step
+        rate = learning_rate_at(done, args.epochs * len(batches), args.learning_rate, args.schedule)
+        set_learning_rate(optimizer, rate)
+        losses = take_step(batch, batches.weight(step))
+        if averaged:
+            averaged.multi_avg_fn = moving_average(args.ema_decay, done)
+            averaged.update_parameters(model)
+        yield losses
+
+
+def set_learning_rate(optimizer, rate):
+    """Give all parameters this learning rate; in place where a CUDA graph reads it."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def load_optimizer(optimizer, state):
+    """Take over the state, but not how that run kept its rate and its steps: with a CUDA graph or without."""
+    kept = [{name: group[name] for name in ("lr", "capturable") if name in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, kept, strict=True):
+        group.update(own)
+
+
 def train(args, state, device, folder, argv):
     """The run: it leaves its files. `state` is the checkpoint to go on from, or None; `argv` goes into the log."""
     first = processes.rank() == 0  # of several processes this one writes
 
     # --- data
     dataset = args.dataset if state is None else state["dataset"]
-    images, digits, dataset = load_digits(dataset, args.data_dir, train=True)
+    with processes.first_alone():
+        images, digits, dataset = load_digits(dataset, args.data_dir, train=True)
     if args.val_size >= len(images):
         raise cli.UserError(f"--val-size {args.val_size} leaves none of the {len(images)} training images to train on")
     training, validation = split_indices(len(images), args.val_size)
-    val_images, val_digits = images[validation].to(device), digits[validation]
+    val_images, val_digits = images[validation], digits[validation]
     batches = Batches(
         images[training],
         digits[training],
@@ -213,29 +313,27 @@ def train(args, state, device, folder, argv):
         rank=processes.rank(),
         world=processes.world(),
     )
+    val_images = val_images.to(batches.home)
 
     # --- network
-    torch.manual_seed(args.seed)
-    model = build_model(args.model, args.faults, args.addend_encoding, args.sum_encoding)
-    model = processes.synchronise_batch_norm(model, device).to(device, memory_format=torch.channels_last)
-    optimizer = OPTIMIZERS[args.optimizer](
-        model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=True
-    )
+    model, optimizer, averaged = build(args, device)
     refuse_single_images(model, batches)
-    averaged = None
-    if args.ema_decay:
-        averaged = AveragedModel(model, multi_avg_fn=moving_average(args.ema_decay, 0), use_buffers=True)
     scored = averaged.module if averaged else model  # the weights that are validated, kept and tested
+    take_step, notes = prepare_step(args, model, optimizer, batches)
+    if not batches.resident:
+        notes.append("the images stay in the host's memory, for want of the device's, and are sent ahead")
+    for note in notes:
+        graphs.say(note)
 
     # --- where a run begins, or goes on
     if state is None:
         first_epoch, history, best = 0, [], None
-        header = make_header(argv, args, dataset, device, model, len(training), len(validation))
+        header = make_header(argv, args, dataset, device, model, len(training), len(validation), notes)
     else:
         try:
             first_epoch, history, best, header = state["epoch"], state["history"], state["best"], state["header"]
             model.load_state_dict(state["raw_weights"])
-            optimizer.load_state_dict(state["optimizer"])
+            load_optimizer(optimizer, state["optimizer"])
             if averaged:
                 averaged.module.load_state_dict(state["weights"])
                 averaged.n_averaged.fill_(state["n_averaged"])
@@ -249,37 +347,19 @@ def train(args, state, device, folder, argv):
         write_log(folder, args.run_name, header, history)
 
     # --- the loop
-    network = processes.share(model, device)
-    steps = args.epochs * len(batches)
     for epoch in range(first_epoch, args.epochs):
-        torch.manual_seed(generator_for("network", args.seed, epoch).initial_seed())  # for a network with dropout
         losses = torch.empty(len(batches), 2, device=device)  # stays on the device until the epoch ends
-        model.train()
         start = time.perf_counter()
         silent = None if first else True  # None: on a terminal only
-        bar = tqdm(batches.epoch(epoch), f"epoch {epoch + 1}", len(batches), leave=False, disable=silent)
-        for step, (image, addend, digit, sum_target) in enumerate(bar):
-            done = epoch * len(batches) + step
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(done, steps, args.learning_rate, args.schedule)
-            with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bfloat16"):
-                digit_logits, sum_logits = network(image, addend)
-            digit_loss = model.digit_loss(digit_logits.float(), digit, args.label_smoothing)
-            sum_loss = model.sum_loss(sum_logits.float(), sum_target, args.label_smoothing)
-            loss = args.digit_weight * digit_loss + args.sum_weight * sum_loss
-            optimizer.zero_grad()
-            (batches.weight(step) * loss).backward()
-            optimizer.step()
-            if averaged:
-                averaged.multi_avg_fn = moving_average(args.ema_decay, done)
-                averaged.update_parameters(model)
-            losses[step, 0], losses[step, 1] = digit_loss.detach(), sum_loss.detach()
+        steps = train_epoch(args, model, optimizer, averaged, take_step, batches, epoch)
+        for step, pair in enumerate(tqdm(steps, f"epoch {epoch + 1}", len(batches), leave=False, disable=silent)):
+            losses[step] = pair
         losses = mean_over_processes(losses, batches).cpu()  # waits for the device
         seconds = time.perf_counter() - start
-        stop_if_not_finite(losses, model, epoch, steps, args)
+        stop_if_not_finite(losses, model, epoch, args)
 
         # --- after each epoch: validate, write
-        row = {"epoch": epoch + 1, "learning_rate": optimizer.param_groups[0]["lr"], "seconds": seconds}
+        row = {"epoch": epoch + 1, "learning_rate": float(optimizer.param_groups[0]["lr"]), "seconds": seconds}
         row["digit_loss"], row["sum_loss"] = losses.double().mean(dim=0).tolist()
         if args.val_size:
             scores = score(*predict_shared(scored, val_images, device), val_digits)
@@ -356,12 +436,12 @@ def predict_shared(model, images, device):
     return processes.interleave(part)
 
 
-def stop_if_not_finite(losses, model, epoch, steps, args):
+def stop_if_not_finite(losses, model, epoch, args):
     """Raise UserError where a loss of the epoch [steps of an epoch, 2] or a weight is not finite."""
     bad = (~losses.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if not bad and all(value.isfinite().all() for value in model.state_dict().values()):
         return
-    step = epoch * len(losses) + (bad[0] if bad else len(losses) - 1)
+    step, steps = epoch * len(losses) + (bad[0] if bad else len(losses) - 1), args.epochs * len(losses)
     raise cli.UserError(
         f"the loss is not finite from step {step + 1} of {steps} (epoch {epoch + 1}) on, at the learning "
         f"rate {learning_rate_at(step, steps, args.learning_rate, args.schedule):.3g}; the last good checkpoint stays; "
@@ -419,8 +499,9 @@ def main(argv=None):
     try:
         with processes.joined(device) as device:
             if processes.rank() > 0:  # process 0 alone prints and writes
-                with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-                    train(args, state, device, folder, argv)
+                with open(os.devnull, "w") as nowhere:
+                    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+                        train(args, state, device, folder, argv)
                 return 0
             for needed in (folder, folder / "logs"):
                 if not os.access(needed, os.W_OK):

@@ -117,3 +117,28 @@ def test_mnist_is_mnist(mnist_dir):
     assert torch.bincount(digits).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     images, digits, _ = data.load_digits("mnist", mnist_dir, train=False)
     assert images.shape == (10_000, 1, 28, 28) and digits[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+
+
+def test_data_too_large_for_the_device_give_the_same_examples(small):
+    plain, sent = (data.Batches(*small, 64, 3, 2, 0.5, resident=resident) for resident in (True, False))
+    for ours, other in zip(plain.epoch(1), sent.epoch(1), strict=True):
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(ours, other, strict=True))
+
+
+def test_a_batch_is_sent_before_the_one_ahead_of_it_is_worked_on():
+    happened = []
+
+    def parts():
+        for number in range(3):
+            happened.append(f"made {number}")
+            yield [torch.tensor(number)]
+
+    for (number,) in data.sent_ahead(parts(), torch.device("cpu")):
+        happened.append(f"used {number}")
+    assert happened == ["made 0", "made 1", "used 0", "made 2", "used 1", "used 2"]
+
+
+def test_what_fits_leaves_half_of_the_free_memory(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
+    assert data.fits(500, torch.device("cuda")) and not data.fits(501, torch.device("cuda"))
+    assert data.fits(10**15, torch.device("cpu"))

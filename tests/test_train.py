@@ -137,3 +137,10 @@ def test_mnist_is_learnt_from_the_command_line(run, mnist_dir):
     status, out, _ = run(train, *flags.split(), "--dataset", "mnist")
     assert status == 0 and "of 100,000 wrong" in out
     assert float(re.search(r"joint accuracy +([\d.]+)", out).group(1)) > 70
+
+
+def test_data_that_do_not_fit_train_the_same_and_the_log_says_so(run, small_flags, trained, monkeypatch):
+    monkeypatch.setattr("data.fits", lambda size, device: False)
+    status, out, _ = run(train, *small_flags)
+    assert status == 0 and re.search("^note .*host's memory", out, re.MULTILINE)
+    assert same(weights_of("last.pt"), weights_of(trained / "last.pt"))
