@@ -11,6 +11,7 @@ round before them warms up, except in `target`, `memory` and with --quick in `st
 """
 
 import argparse
+import csv
 import dataclasses
 import functools
 import itertools
@@ -20,24 +21,21 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import torch
-import torch.nn as nn
-import torch.nn.functional as F
-import torchvision
-from torch.optim.swa_utils import AveragedModel
-from torchvision import transforms
 
 import cli
+import graphs
+import rivals
+import train
 from checkpoint import write_atomically
-from data import ADDENDS, DATASETS, MEAN, STD, Batches, load_digits, prepare, split_indices
+from data import ADDENDS, DATASETS, Batches, load_digits, prepare, split_indices
 from evaluate import predict_pairs, score
-from model import AddendNet
 from published import build_model
 from runlog import commit, processor, versions
-from train import OPTIMIZERS, learning_rate_at, moving_average, parse_arguments
 
 HERE = Path(__file__).resolve().parent
 COLUMNS = ("section", "what", "unit", "ours", "rival", "ratio", "spread")
@@ -45,6 +43,7 @@ SEEDS = 10  # of the fast recipe and of its rival
 TARGETS = (0.9855, 0.99)  # of the validation joint accuracy; the first is the best published one
 QUICK_TARGETS = (0.3, 0.5)  # a few steps reach these
 QUICK_IMAGES = 3840  # 30 batches of 128
+TURN = 20  # steps
 
 
 @dataclasses.dataclass
@@ -110,91 +109,56 @@ def make_row(section, what, unit, ours, rival=None, middle=statistics.median):
 # Our training, as train.py does it
 
 
-# A candidate for a fast recipe, as changes to that of `base`: chosen on held-out training images, unproven against the
-# rival; `--only rival` is what decides.
-FAST = dict(epochs=1, learning_rate=0.02, augment=0.0, ema_decay=0.0, precision="bfloat16")
+@dataclasses.dataclass
+class Run:
+    """A run as train.py sets it up, ready for its first step."""
+
+    args: argparse.Namespace
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    averaged: torch.optim.swa_utils.AveragedModel | None
+    batches: Batches
+    take_step: object  # callable
+
+    @property
+    def scored(self):
+        """The network that is validated and tested."""
+        return self.averaged.module if self.averaged else self.model
+
+    def steps(self):
+        """Train; yields after each step of all epochs."""
+        for epoch in range(self.args.epochs):
+            yield from train.train_epoch(
+                self.args, self.model, self.optimizer, self.averaged, self.take_step, self.batches, epoch
+            )
+
+    def seconds(self):
+        """Seconds of all steps, the drawing of the examples in."""
+        return seconds_of(lambda: list(self.steps()), self.batches.device)
 
 
-class FastNet(AddendNet):
-    """AddendNet behind a strided 5x5 convolution: 28 -> 12 -> 6 -> 3, so that no layer works on the full image."""
-
-    def __init__(self):
-        super().__init__(stages=((32,), (64,)), features=64, hidden=64)
-        layers = [nn.Conv2d(1, 16, 5, stride=2, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-        self.encoder = nn.Sequential(*layers, nn.Conv2d(16, 32, 3, padding=1, bias=False), *self.encoder[1:])
-
-
-def network(name):
-    """The network of that name, freshly initialised."""
-    return FastNet() if name == "fast" else build_model(name)
+def begin(name, training, device, memory_format=torch.channels_last, fused=True, **changes):
+    """The Run of `train.py --model NAME` on `training` = (images, digits), with changes of its arguments."""
+    args = argparse.Namespace(**vars(train.parse_arguments(["--model", name, "--run-name", name])[0]) | changes)
+    model, optimizer, averaged = train.build(args, device, memory_format, fused)
+    batches = Batches(*training, args.batch_size, args.seed, args.addends_per_image, args.augment, device)
+    take_step, notes = train.prepare_step(args, model, optimizer, batches)
+    for note in notes:
+        graphs.say(note)
+    return Run(args, model, optimizer, averaged, batches, take_step)
 
 
-def arguments(name, **changes):
-    """The arguments that train.py takes for `--model NAME`, with changes: its recipe."""
-    own = FAST | {"model": "fast"} if name == "fast" else {}
-    argv = ["--model", "base" if own else name, "--run-name", name]
-    return argparse.Namespace(**vars(parse_arguments(argv)[0]) | own | changes)
-
-
-def begin(args, device, memory_format=torch.channels_last, fused=True):
-    """(model, optimizer, averaged) of a run with these arguments; averaged is None without a moving average."""
-    torch.manual_seed(args.seed)
-    model = network(args.model).to(device, memory_format=memory_format)
-    optimizer = OPTIMIZERS[args.optimizer](
-        model.parameters(), lr=args.learning_rate, weight_decay=args.weight_decay, fused=fused
-    )
-    averaged = None
-    if args.ema_decay:
-        averaged = AveragedModel(model, multi_avg_fn=moving_average(args.ema_decay, 0), use_buffers=True)
-    return model, optimizer, averaged
-
-
-def make_batches(args, training, device):
-    """The batches of a run with these arguments on `training` = (images, digits)."""
-    return Batches(*training, args.batch_size, args.seed, args.addends_per_image, args.augment, device)
-
-
-def steps_of(args, parts, batches):
-    """The loop of train.py; yields after each step of its `args.epochs` epochs. `parts` is what `begin` returned."""
-    model, optimizer, averaged = parts
-    steps = args.epochs * len(batches)
-    for epoch in range(args.epochs):
-        model.train()
-        for step, (image, addend, digit, sum_target) in enumerate(batches.epoch(epoch)):
-            done = epoch * len(batches) + step
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(done, steps, args.learning_rate, args.schedule)
-            with torch.autocast(batches.device.type, torch.bfloat16, enabled=args.precision == "bfloat16"):
-                digit_logits, sum_logits = model(image, addend)
-            digit_loss = model.digit_loss(digit_logits.float(), digit, args.label_smoothing)
-            sum_loss = model.sum_loss(sum_logits.float(), sum_target, args.label_smoothing)
-            loss = args.digit_weight * digit_loss + args.sum_weight * sum_loss
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if averaged:
-                averaged.multi_avg_fn = moving_average(args.ema_decay, done)
-                averaged.update_parameters(model)
-            yield
-
-
-def train_all(args, parts, batches):
-    """Seconds of all steps, the drawing of the examples in."""
-    return seconds_of(lambda: list(steps_of(args, parts, batches)), batches.device)
-
-
-def bare_steps(args, parts, batch, steps):
+def bare_steps(run, batch, steps):
     """Forward, losses, backward and step on one and the same batch: the arithmetic and nothing else."""
-    model, optimizer, _ = parts
     image, addend, digit, sum_target = batch
-    model.train()
+    model = run.model.train()
     for _ in range(steps):
         digit_logits, sum_logits = model(image, addend)
-        loss = model.digit_loss(digit_logits, digit, args.label_smoothing)
-        loss = loss + model.sum_loss(sum_logits, sum_target, args.label_smoothing)
-        optimizer.zero_grad()
+        loss = model.digit_loss(digit_logits, digit, run.args.label_smoothing)
+        loss = loss + model.sum_loss(sum_logits, sum_target, run.args.label_smoothing)
+        run.optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        run.optimizer.step()
 
 
 def joint_on_test(model, setting):
@@ -207,54 +171,27 @@ def joint_on_test(model, setting):
 # The sections: each takes a Setting and yields rows
 
 
-class UsualDigits(torchvision.datasets.MNIST):
-    """The usual way: a PIL image, ToTensor, Normalize and a random addend, one example at a time."""
-
-    def __init__(self, images, digits):  # in memory already, as torchvision's own constructor leaves them
-        self.data, self.targets, self.target_transform = images.squeeze(1), digits, None
-        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
-
-    def __getitem__(self, index):
-        image, digit = super().__getitem__(index)
-        addend = torch.randint(0, ADDENDS, ()).item()
-        return image, addend, digit, digit + addend
-
-
 def usual(setting):
     """An epoch of the usual way against ours: the same network, batch size and optimiser, one addend an image."""
-    args = arguments("two-branch-lenet", faults=[], epochs=1)
     training = setting.first(QUICK_IMAGES) if setting.quick else setting.training
     device, count = setting.device, len(training[0])
 
-    def ours(parts):
-        return count / train_all(args, parts, make_batches(args, training, device))
+    def start(**options):
+        return begin("two-branch-lenet", training, device, faults=[], epochs=1, **options)
 
-    def rival(parts, loader):
-        model, optimizer, _ = parts
-
-        def epoch():
-            model.train()
-            for batch in loader:
-                image, addend, digit, sum_target = (tensor.to(device) for tensor in batch)
-                digit_logits, sum_logits = model(image, addend)
-                loss = F.cross_entropy(digit_logits, digit) + F.cross_entropy(sum_logits, sum_target)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-
-        return count / seconds_of(epoch, device)
-
-    jobs = {"ours": functools.partial(ours, begin(args, device))}
+    ours = start()
+    jobs = {"ours": lambda: count / ours.seconds()}
     for workers in (0, 2):
+        rival = start(memory_format=torch.contiguous_format)
         loader = torch.utils.data.DataLoader(
-            UsualDigits(*training),
-            args.batch_size,
+            rivals.UsualDigits(*training),
+            rival.args.batch_size,
             shuffle=True,
             num_workers=workers,
             persistent_workers=workers > 0,  # the round that is not counted starts them
         )
-        parts = begin(args, device, memory_format=torch.contiguous_format)
-        jobs[workers] = functools.partial(rival, parts, loader)
+        epoch = functools.partial(rivals.usual_epoch, rival.model, rival.optimizer, loader, device)
+        jobs[workers] = lambda epoch=epoch: count / seconds_of(epoch, device)
     figures = in_turns(jobs, setting.repeats)
     for workers in (0, 2):
         what = f"epoch, DataLoader with {workers} workers"
@@ -262,24 +199,34 @@ def usual(setting):
 
 
 def overhead(setting):
-    """Our epoch against its bare arithmetic, as many steps on one fixed batch: 1.05 is 5 % lost to all the rest."""
+    """Our epoch against its bare arithmetic, as many steps on one fixed batch: 1.05 is 5 % lost to all the rest.
+
+    The two take turns of a few steps, since the speed of a shared machine changes within an epoch.
+    """
+    training = setting.first(QUICK_IMAGES // 2) if setting.quick else setting.training
+
+    def both(run):
+        """Seconds of (an epoch of ours, as many bare steps)."""
+        batch, whole, spent = next(run.batches.epoch(0)), len(training[0]) / run.args.batch_size, [0.0, 0.0]
+        steps, left = run.steps(), len(run.batches)
+        while left:
+            turn = min(TURN, left)
+            left -= turn
+            spent[0] += seconds_of(lambda: [next(steps) for _ in range(turn)], setting.device)  # noqa: B023
+            bare = seconds_of(lambda: bare_steps(run, batch, turn), setting.device)  # noqa: B023
+            # the last step of an epoch has fewer images
+            spent[1] += bare if left else bare * (turn - len(run.batches) + whole) / turn
+        return spent
+
     for name in ("two-branch-lenet", "base"):
         changes = {"plain": dict(augment=0.0, ema_decay=0.0)}
         if name == "base":
             changes |= {"augmented": dict(ema_decay=0.0), "averaged": dict(augment=0.0), "as it is": {}}
         for what, change in changes.items():
-            args = arguments(name, faults=[], epochs=1, **change)
-            training = setting.first(QUICK_IMAGES // 2) if setting.quick else setting.training
-            parts, batches = begin(args, setting.device), make_batches(args, training, setting.device)
-            batch, steps = next(batches.epoch(0)), len(training[0]) / args.batch_size
-            whole = max(1, round(steps))
-            bare = functools.partial(bare_steps, args, parts, batch, whole)
-            jobs = {
-                "ours": functools.partial(train_all, args, parts, batches),
-                "bare": lambda bare=bare, share=steps / whole: share * seconds_of(bare, setting.device),
-            }
-            figures = in_turns(jobs, setting.repeats)
-            yield make_row("overhead", f"epoch of {name}, {what}", "s", figures["ours"], figures["bare"])
+            run = begin(name, training, setting.device, faults=[], epochs=1, **change)
+            both(run)  # warms up
+            ours, bare = zip(*(both(run) for _ in range(setting.repeats)), strict=True)
+            yield make_row("overhead", f"epoch of {name}, {what}", "s", ours, bare)
 
 
 def target(setting):
@@ -288,21 +235,21 @@ def target(setting):
     training = setting.first(QUICK_IMAGES) if setting.quick else setting.training
 
     def reach(name, seed):
-        args = arguments(name, seed=seed)
-        parts, batches = begin(args, setting.device), make_batches(args, training, setting.device)
-        scored = parts[2].module if parts[2] else parts[0]
+        run = begin(name, training, setting.device, seed=seed)
+        last = run.args.epochs * len(run.batches)
         reached, seconds, start = [], 0.0, time.perf_counter()
-        for step, _ in enumerate(steps_of(args, parts, batches), 1):
-            if step % (10 if setting.quick else 25) and step < args.epochs * len(batches):
+        for step, _ in enumerate(run.steps(), 1):
+            if step % (10 if setting.quick else 25) and step < last:
                 continue
             wait_for(setting.device)
             seconds += time.perf_counter() - start  # what follows is not timed
             images, digits = setting.validation
-            joint = score(*predict_pairs([scored], images, device=setting.device), digits)["joint_accuracy"]
+            joint = score(*predict_pairs([run.scored], images, device=setting.device), digits)["joint_accuracy"]
             while len(reached) < len(targets) and joint >= targets[len(reached)]:
-                reached.append((seconds, 100 * joint_on_test(scored, setting)))
+                reached.append((seconds, 100 * joint_on_test(run.scored, setting)))
             if len(reached) == len(targets):
                 break
+            run.model.train()
             start = time.perf_counter()
         return reached
 
@@ -320,18 +267,6 @@ def target(setting):
             yield make_row("target", f"{what}: test joint", "%", [joint for _, joint in there])
 
 
-@torch.inference_mode()
-def predict_pair_by_pair(model, images, device, batch_size=500):
-    """What `predict_pairs` answers, with one CNN pass for each of the N * 10 pairs: the plain way."""
-    model.eval()
-    answers = []
-    for index in torch.arange(len(images) * ADDENDS).split(batch_size):
-        image, addend = prepare(images[index // ADDENDS].to(device)), (index % ADDENDS).to(device)
-        digit_logits, sum_logits = model(image, addend)
-        answers.append(torch.stack([digit_logits.argmax(-1), sum_logits.argmax(-1)]))
-    return torch.cat(answers, dim=1).cpu().view(2, len(images), ADDENDS).unbind()
-
-
 def scoring(setting):
     """Scored pairs per second: one CNN pass an image, as evaluate.py does it, against one pass a pair."""
     images, _ = setting.first(500 if setting.quick else 5000)
@@ -339,7 +274,7 @@ def scoring(setting):
     pairs = len(images) * ADDENDS
     jobs = {
         "ours": lambda: pairs / seconds_of(lambda: predict_pairs([model], images, device=device), device),
-        "rival": lambda: pairs / seconds_of(lambda: predict_pair_by_pair(model, images, device), device),
+        "rival": lambda: pairs / seconds_of(lambda: rivals.predict_pair_by_pair(model, images, device), device),
     }
     figures = in_turns(jobs, setting.repeats)
     yield make_row("scoring", "one CNN pass an image, or a pair", "pairs/s", figures["ours"], figures["rival"])
@@ -379,9 +314,8 @@ def child(name, count, times, steps, dataset, data_dir, device):
         images, digits, _ = load_digits(dataset, data_dir, train=True)
         training, _ = split_indices(len(images), len(images) // 12)
         images, digits = images[training][:count].repeat(times, 1, 1, 1), digits[training][:count].repeat(times)
-        args = arguments(name, epochs=1)
-        loop = steps_of(args, begin(args, device), make_batches(args, (images, digits), device))
-        for step, _ in enumerate(itertools.islice(loop, steps)):
+        run = begin(name, (images, digits), device, epochs=1)
+        for step, _ in enumerate(itertools.islice(run.steps(), steps)):
             if step == 0:
                 wait_for(device)
                 print("first step", flush=True)
@@ -415,12 +349,12 @@ def start(setting):
 
 def memory(setting):
     """Peak memory of a process that trains `base`, against one that only imports; and as the images grow."""
-    jobs = {
-        "import": lambda: in_a_process(setting, ""),
-        "an epoch": lambda: in_a_process(setting, "base"),
-        "20 steps of 4 x the images": lambda: in_a_process(setting, "base", times=4, steps=20),
-        "20 steps of 16 x the images": lambda: in_a_process(setting, "base", times=16, steps=20),
-    }
+    jobs = {"import": lambda: in_a_process(setting, ""), "an epoch": lambda: in_a_process(setting, "base")}
+    if not setting.quick:
+        jobs |= {
+            f"20 steps of {times} x the images": lambda times=times: in_a_process(setting, "base", times, steps=20)
+            for times in (4, 16)
+        }
     figures = in_turns(jobs, 1 if setting.quick else 2, warm_up=False)
     resident = {name: [figure[1] for figure in taken] for name, taken in figures.items()}
     for name in list(jobs)[1:]:
@@ -434,15 +368,14 @@ def options(setting):
     device, threads = setting.device, torch.get_num_threads()
     training = setting.first(QUICK_IMAGES // 3 if setting.quick else 12_800)
 
-    def job(threads=threads, memory_format=torch.channels_last, fused=True, **changes):
-        args = arguments("base", epochs=1, **changes)
-        parts, batches = begin(args, device, memory_format, fused), make_batches(args, training, device)
+    def job(threads=threads, **changes):
+        run = begin("base", training, device, epochs=1, **changes)
 
         def seconds():
             before = torch.get_num_threads()
             torch.set_num_threads(threads)
             try:
-                return train_all(args, parts, batches)
+                return run.seconds()
             finally:
                 torch.set_num_threads(before)
 
@@ -453,12 +386,15 @@ def options(setting):
         "with bfloat16 autocast": job(precision="bfloat16"),
         "without the fused optimiser": job(fused=False),
         "with 1 thread": job(threads=1),
-        "with 2 threads": job(threads=2),
         "without augmentation": job(augment=0.0),
         "without the moving average": job(ema_decay=0.0),
         "with 1 addend an image": job(addends_per_image=1),
-        "with 10 addends an image": job(addends_per_image=10),
+        "with nothing changed": job(),  # how much is noise
     }
+    if not setting.quick:
+        choices["with torch.compile, compiled before"] = job(compile=True)
+    if device.type == "cuda":
+        choices["with a CUDA graph"] = job(cuda_graph=True)
     figures = in_turns({"default": job(), **choices}, setting.repeats)
     for what in choices:
         yield make_row("options", what, "s", figures[what], figures["default"])
@@ -467,23 +403,22 @@ def options(setting):
 def growth(setting):
     """Seconds of an epoch of `base` as the work grows, against the smallest; and the exponent: 1 is in proportion.
 
-    Of 16 times the images the draws are timed in full and a sixteenth of the steps; the others are in proportion.
+    The images are repeated, the augmentation makes them differ. Of 16 times as many, the draws are timed in full and a
+    sixteenth of the steps; the others are in proportion.
     """
-    images, digits = setting.first(640 if setting.quick else len(setting.training[0]))
+    images, digits = setting.first(640 if setting.quick else 12_800)
 
     def job(times=1, name="base", **changes):
-        args = arguments(name, epochs=1, **changes)
         training = images.repeat(times, 1, 1, 1), digits.repeat(times)
-        parts, batches = begin(args, setting.device), make_batches(args, training, setting.device)
+        run = begin(name, training, setting.device, epochs=1, **changes)
 
         def seconds():
             if times < 16:
-                return train_all(args, parts, batches)
-            steps = steps_of(args, parts, batches)
+                return run.seconds()
+            steps, counted = run.steps(), len(run.batches) // times
             first = seconds_of(lambda: next(steps), setting.device)
-            counted = len(batches) // times
             rest = seconds_of(lambda: [next(steps) for _ in range(counted)], setting.device)
-            return first + rest * (len(batches) - 1) / counted
+            return first + rest * (len(run.batches) - 1) / counted
 
         return seconds
 
@@ -492,7 +427,7 @@ def growth(setting):
 
     studies = {
         "images": {f"{times} x the images": (times, job(times)) for times in (1, 4, 16)},
-        "addends": {f"{k} addends an image": (k, job(addends_per_image=k)) for k in (1, 3, 10)},
+        "addends": {f"{k} addends an image": (k, job(addends_per_image=k)) for k in (1, 2, 5, 10)},
         "parameters": {f"size {name}": (parameters(name), job(name=name)) for name in ("tiny", "base", "large")},
     }
     for what, study in studies.items():
@@ -505,57 +440,59 @@ def growth(setting):
         yield make_row("growth", f"slope in the {what}", "exponent", slopes)
 
 
-class FastestPublicNet(nn.Sequential):
-    """The network of the fastest public MNIST recipe (github.com/tuomaso/train_mnist_fast): the digit only."""
+def several(setting):
+    """An epoch of `base` shared out among processes by torchrun, against one process: CPU processes of one thread each.
 
-    def __init__(self):
-        super().__init__(
-            *(nn.Conv2d(1, 24, 5), nn.MaxPool2d(2), nn.ReLU()),
-            *(nn.Conv2d(24, 32, 3), nn.MaxPool2d(2), nn.ReLU()),
-            *(nn.Flatten(), nn.Linear(800, 256), nn.ReLU(), nn.Linear(256, 10)),
-        )
+    The seconds are those that train.py logs of its second epoch, the first warms up.
+    """
+    device = setting.device.type
+    most = torch.cuda.device_count() if device == "cuda" else os.cpu_count()
+    worlds = [world for world in (1, 2, 4, 8) if world <= most]
+    images = len(load_digits(setting.dataset, setting.data_dir, train=True)[0])
+    held_out = images - (min(QUICK_IMAGES, images // 2) if setting.quick else len(setting.training[0]))
+
+    def epoch(world):
+        with tempfile.TemporaryDirectory() as folder:
+            flags = f"--epochs 2 --val-size {held_out} --run-name several --device {device} --dataset {setting.dataset}"
+            words = ["--standalone", f"--nproc-per-node={world}", str(HERE / "train.py"), *flags.split()]
+            words += ["--data-dir", setting.data_dir, "--out", folder]
+            done = subprocess.run(
+                [sys.executable, "-m", "torch.distributed.run", *words],
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            if done.returncode:
+                raise cli.UserError(f"{world} processes failed: {' '.join(done.stderr.split())[-300:]}")
+            with open(Path(folder) / "logs" / "several.csv", newline="") as file:
+                return float(list(csv.DictReader(file))[1]["seconds"])
+
+    jobs = {world: functools.partial(epoch, world) for world in worlds}
+    figures = in_turns(jobs, 1 if setting.quick else min(setting.repeats, 3), warm_up=False)
+    for world in worlds[1:]:
+        yield make_row("several", f"epoch in {world} processes, or in one", "s", figures[world], figures[1])
 
 
 def rival(setting):
     """Our fast recipe against the fastest public one, from the first step to the last, on all training images.
 
-    The rival as it is published: normalised images in memory before the clock starts, shuffled once, batches of 256,
-    Adam, one-cycle to 1e-2, one epoch; and once more in the memory layout that is faster here. Its accuracy is that of
-    the digit; ours counts the pairs with both answers right.
+    The rival as it is published, and once more in the memory layout that is faster here. Its accuracy is that of the
+    digit; ours counts the pairs with both answers right.
     """
     device = setting.device
     images, digits, _ = load_digits(setting.dataset, setting.data_dir, train=True)
     if setting.quick:
         images, digits = images[:QUICK_IMAGES], digits[:QUICK_IMAGES]
-    test_images, test_digits, _ = load_digits(setting.dataset, setting.data_dir, train=False)
+    test = load_digits(setting.dataset, setting.data_dir, train=False)[:2]
 
     def ours(seed):
-        args = arguments("fast", seed=seed)
-        parts, batches = begin(args, device), make_batches(args, (images, digits), device)
-        seconds = train_all(args, parts, batches)
-        return seconds, 100 * joint_on_test(parts[2].module if parts[2] else parts[0], setting)
+        run = begin("fast", (images, digits), device, seed=seed)
+        return run.seconds(), 100 * joint_on_test(run.scored, setting)
 
     def theirs(memory_format, seed):
-        torch.manual_seed(seed)
-        model = FastestPublicNet().to(device, memory_format=memory_format).train()
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, betas=(0.7, 0.9), fused=True)
-        order = torch.randperm(len(images))
-        image = prepare(images[order].to(device)).contiguous(memory_format=memory_format)
-        digit = digits[order].to(device)
-        steps = list(zip(image.split(256), digit.split(256), strict=True))
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=len(steps), cycle_momentum=False)
-
-        def epoch():
-            for batch, batch_digit in steps:
-                optimizer.zero_grad()
-                F.cross_entropy(model(batch), batch_digit).backward()
-                optimizer.step()
-                schedule.step()
-
-        seconds = seconds_of(epoch, device)
-        with torch.inference_mode():
-            answers = [model(prepare(batch.to(device))).argmax(-1).cpu() for batch in test_images.split(500)]
-        return seconds, 100 * (torch.cat(answers) == test_digits).double().mean().item()
+        recipe = rivals.FastestPublicRecipe(images, digits, device, memory_format, seed)
+        return seconds_of(recipe.train, device), 100 * recipe.accuracy(*test)
 
     repeats, counter = setting.repeats if setting.quick else max(SEEDS, setting.repeats), iter(range(10**6))
     jobs = {
@@ -583,6 +520,7 @@ SECTIONS = {
     "memory": memory,
     "options": options,
     "growth": growth,
+    "several": several,
     "rival": rival,
 }
 

@@ -27,7 +27,8 @@ from checkpoint import write_atomically
 from runlog import lock
 
 HERE = Path(__file__).resolve().parent
-OURS_SEEDS, OTHER_SEEDS = range(5), range(3)
+OURS = {"base": range(5), "tiny": range(5), "fast": range(10)}  # size: seeds
+OTHER_SEEDS = range(3)
 STUDY_EPOCHS = 3  # of the studies of encodings and weights
 
 # name: (what the write-up states, one line of cause)
@@ -70,14 +71,20 @@ ENCODINGS = {
 }
 HEADS = ("digit", "sum", "joint")
 FIGURES = ("ours", "rival", "ratio")  # of benchmark.py
+SPEED = {  # table: sections of benchmark.py
+    "loop": ("usual", "overhead", "scoring", "latency", "start"),
+    "fast": ("rival", "target"),
+    "options": ("options",),
+    "growth": ("growth", "memory", "several"),
+}
 WEIGHTS = ("0.9 0.1", "0.7 0.3", "1 1", "0.3 0.7", "0.1 0.9")
 
 
 def plan():
     """Every run: {name: flags of train.py}, in the order in which they are run."""
     runs = {}
-    for size in ("base", "tiny"):
-        for seed in OURS_SEEDS:
+    for size, seeds in OURS.items():
+        for seed in seeds:
             runs[f"{size}-s{seed}"] = f"--model {size} --seed {seed}"
     for seed in OTHER_SEEDS:
         for design in PUBLISHED:
@@ -221,10 +228,12 @@ def tables(folder, runs):
         return [*cells, str(len(names)), *(spread(folder, names, f"{head}_accuracy") for head in HEADS)]
 
     results = []
-    for size in ("base", "tiny"):
+    for size in OURS:
         names = [name for name in there if name.startswith(f"{size}-s")]
         parameters, machine = facts(folder, names)
-        results.append(row(size, f"`{size}`", parameters) + [spread(folder, names, "train_seconds", 0), machine])
+        epochs = str(train.parse_arguments(["--model", size])[0].epochs)
+        seconds = spread(folder, names, "train_seconds", 1)
+        results.append([*row(size, f"`{size}`", parameters, epochs), seconds, machine])
     published = [
         row("base", "`base`, ours", str(train.make_parser().get_default("epochs")), "") + ["", ""],
         row("study-default", "`base`, ours", str(STUDY_EPOCHS), "") + ["", ""],
@@ -237,12 +246,12 @@ def tables(folder, runs):
     scores = ["seeds", "digit %", "sum %", "joint %"]
     return {
         "base-s0": f"```\n{log.read_text() if log.exists() else '–'}```",
-        "results": table(["network", "parameters", *scores, "training, s", "machine"], results),
+        "results": table(["network", "parameters", "epochs", *scores, "training, s", "machine"], results),
         "published": table(["design", "epochs", "stated", *scores, "mended: joint %", "cause"], published),
         "encodings": table(
             ["encoding", *scores], [row(study_name(flags), label) for label, flags in ENCODINGS.items()]
         ),
-        "speed": speed(folder / "benchmark-cpu.json"),
+        **speed(folder / "benchmark-cpu.json"),
         "weights": table(
             ["digit : sum", *scores],
             [row(study_name(weight_flags(pair)), " : ".join(pair.split())) for pair in WEIGHTS],
@@ -251,16 +260,23 @@ def tables(folder, runs):
 
 
 def speed(path):
-    """The table of benchmark.py from its JSON, with the machine above it."""
-    if not path.exists():
-        return "–"
-    record = json.loads(path.read_text())
-    rows = []
-    for row in record["rows"]:
-        figures = ["" if row[name] is None else f"{row[name]:,.{0 if row[name] >= 1000 else 2}f}" for name in FIGURES]
-        rows.append([row["what"], row["unit"], *figures, " to ".join(f"{end:.2f}" for end in row["spread"])])
-    head = f"{record['device']}; {record['versions']}; medians of {record['repeats']} rounds in turns."
-    return f"{head}\n\n{table(['ours against', 'unit', 'ours', 'other', 'ratio', 'spread of the ratio'], rows)}"
+    """{name: Markdown} of benchmark.py's sections from its JSON, and of the machine they were measured on."""
+    record = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    head = "{device}; {versions}; commit {commit}.".format(**record) if record["rows"] else "–"
+    made = {"speed-machine": head}
+    for name, sections in SPEED.items():
+        rows = []
+        for row in record["rows"]:
+            if row["section"] in sections:
+                spread = " to ".join(map(figure, row["spread"]))
+                rows.append([row["what"], row["unit"], *(figure(row[key]) for key in FIGURES), spread])
+        made[f"speed-{name}"] = table(["what", "unit", "ours", "other", "ratio", "spread"], rows)
+    return made
+
+
+def figure(value):
+    """A figure of benchmark.py's as the tables show it; nothing for None."""
+    return "" if value is None else f"{value:,.{0 if abs(value) >= 1000 else 2}f}"
 
 
 def facts(folder, names):

@@ -8,7 +8,7 @@ import torch
 from data import Batches
 from model import SIZES, build_size
 
-LIMITS = {"tiny": 10_000, "base": 120_000, "large": 2_000_000}
+LIMITS = {"tiny": 10_000, "base": 120_000, "large": 2_000_000, "fast": 120_000}
 
 
 @pytest.fixture(params=SIZES)
