@@ -443,21 +443,22 @@ def growth(setting):
 def several(setting):
     """An epoch of `base` shared out among processes by torchrun, against one process: CPU processes of one thread each.
 
-    The seconds are those that train.py logs of its second epoch, the first warms up.
+    The seconds are those that train.py logs of its last epoch; the first of two warms up.
     """
     device = setting.device.type
     most = torch.cuda.device_count() if device == "cuda" else os.cpu_count()
     worlds = [world for world in (1, 2, 4, 8) if world <= most]
     images = len(load_digits(setting.dataset, setting.data_dir, train=True)[0])
+    epochs = 1 if setting.quick else 2
     held_out = images - (min(QUICK_IMAGES, images // 2) if setting.quick else len(setting.training[0]))
 
     def epoch(world):
         with tempfile.TemporaryDirectory() as folder:
-            flags = f"--epochs 2 --val-size {held_out} --run-name several --device {device} --dataset {setting.dataset}"
-            words = ["--standalone", f"--nproc-per-node={world}", str(HERE / "train.py"), *flags.split()]
-            words += ["--data-dir", setting.data_dir, "--out", folder]
+            flags = f"--epochs {epochs} --val-size {held_out} --run-name several --device {device}"
+            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"] if world > 1 else []
+            words = [*flags.split(), "--dataset", setting.dataset, "--data-dir", setting.data_dir, "--out", folder]
             done = subprocess.run(
-                [sys.executable, "-m", "torch.distributed.run", *words],
+                [sys.executable, *launcher, str(HERE / "train.py"), *words],
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -466,7 +467,7 @@ def several(setting):
             if done.returncode:
                 raise cli.UserError(f"{world} processes failed: {' '.join(done.stderr.split())[-300:]}")
             with open(Path(folder) / "logs" / "several.csv", newline="") as file:
-                return float(list(csv.DictReader(file))[1]["seconds"])
+                return float(list(csv.DictReader(file))[epochs - 1]["seconds"])
 
     jobs = {world: functools.partial(epoch, world) for world in worlds}
     figures = in_turns(jobs, 1 if setting.quick else min(setting.repeats, 3), warm_up=False)
@@ -574,7 +575,7 @@ def main(argv=None):
     parser = cli.Parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="a few images and steps: does it run, not how fast")
     parser.add_argument("--only", nargs="+", choices=tuple(SECTIONS), metavar="NAME", help=f"of {', '.join(SECTIONS)}")
-    parser.add_argument("--repeats", type=cli.integer(1), help="rounds of each measurement (default: 5, quick: 2)")
+    parser.add_argument("--repeats", type=cli.integer(1), help="rounds of each measurement (default: 5, quick: 1)")
     parser.add_argument("--device", choices=cli.DEVICES, default="auto", help="auto: CUDA, else MPS, else the CPU")
     parser.add_argument("--dataset", choices=DATASETS, default="auto", help="as train.py takes it")
     parser.add_argument("--data-dir", default="data", metavar="FOLDER", help="as train.py takes it")
@@ -590,7 +591,7 @@ def main(argv=None):
         training, validation = training[:QUICK_IMAGES], validation[:500]
     setting = Setting(
         device,
-        args.repeats or (2 if args.quick else 5),
+        args.repeats or (1 if args.quick else 5),
         args.quick,
         dataset,
         args.data_dir,
@@ -601,8 +602,9 @@ def main(argv=None):
     print("\n".join(f"{word:10s}{text}" for word, text in header.items()), end="\n\n", flush=True)
     rows = []
     for name in [name for name in SECTIONS if not args.only or name in args.only]:
-        print(f"{name} ...", file=sys.stderr, flush=True)
+        begun = time.perf_counter()
         rows += SECTIONS[name](setting)
+        print(f"{name}: {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
     print(table(rows))
     if args.json:
         write_atomically(args.json, json.dumps(header | {"rows": rows}, indent=1) + "\n")
