@@ -33,6 +33,8 @@ MEAN, STD = 0.1307, 0.3081  # of the 60,000 training images of MNIST, on a scale
 DIGITS, ADDENDS, SUMS = 10, 10, 19
 DATASETS = ("auto", "mnist", "synthetic")
 
+BLOCK = 32  # batches gathered at once
+
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
 ATTEMPTS = 2  # rounds over the mirrors
 SILENCE_LIMIT = 20.0  # seconds that a mirror may send nothing
@@ -340,11 +342,10 @@ def prepare(images, warps=None):
 
     `warps` [B, 2, 3] bends them first, with bilinear interpolation and black outside.
     """
-    images = images.float()
     if warps is not None:
         grid = F.affine_grid(warps, images.shape, align_corners=False)
-        images = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    images = images.sub_(255 * MEAN).div_(255 * STD)
+        images = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    images = images.sub(255 * MEAN).div_(255 * STD)  # float32 from uint8 on the way
     return images.contiguous(memory_format=torch.channels_last)
 
 
@@ -436,10 +437,19 @@ class Batches:
         tables = [self.images, addends, self.digits]
         if self.augment:
             tables.append(draw_warps(count, self.augment, self.seed, epoch).to(home))
-        indices = (batch[min(self.rank, len(batch) - 1) :: self.world] for batch in order.split(self.batch_size))
-        parts = ([table[index] for table in tables] for index in indices)
+        parts = self.gather(tables, order)
         for image, addend, digit, *warps in parts if self.resident else sent_ahead(parts, self.device):
             yield prepare(image, *warps), addend, digit, (digit if addend.dim() == 1 else digit.unsqueeze(1)) + addend
+
+    def gather(self, tables, order):
+        """Yield this process's rows of the tables, batch by batch, in the epoch's `order`.
+
+        Rows are gathered for BLOCK batches at once, since a batch at a time would wait for the memory each time.
+        """
+        for block in order.split(BLOCK * self.batch_size):
+            rows = [table.index_select(0, block) for table in tables]
+            for batch in zip(*(row.split(self.batch_size) for row in rows), strict=True):
+                yield [row[min(self.rank, len(row) - 1) :: self.world] for row in batch]
 
 
 def fits(size, device):

@@ -249,9 +249,9 @@ def train_step(args, model, network, optimizer, batch, weight):
         digit_logits, sum_logits = network(image, addend)
     digit_loss = model.digit_loss(digit_logits.float(), digit, args.label_smoothing)
     sum_loss = model.sum_loss(sum_logits.float(), sum_target, args.label_smoothing)
-    loss = args.digit_weight * digit_loss + args.sum_weight * sum_loss
+    loss = weight * args.digit_weight * digit_loss + weight * args.sum_weight * sum_loss
     optimizer.zero_grad()
-    (weight * loss).backward()
+    loss.backward()
     optimizer.step()
     return torch.stack([digit_loss, sum_loss]).detach()
 
