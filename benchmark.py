@@ -116,7 +116,7 @@ class Run:
     args: argparse.Namespace
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    averaged: torch.optim.swa_utils.AveragedModel | None
+    averaged: train.MovingAverage | None
     batches: Batches
     take_step: object  # callable
 

@@ -13,6 +13,7 @@ command that scores it again; on two cores of an AMD EPYC after 76 s with
 
 import argparse
 import contextlib
+import copy
 import datetime
 import functools
 import math
@@ -24,7 +25,6 @@ import time
 from pathlib import Path
 
 import torch
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 import cli
@@ -182,23 +182,32 @@ def learning_rate_at(step, steps, peak, schedule="one-cycle"):
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / (steps - rise)))
 
 
-def moving_average(decay, updates):
-    """Averaging function of AveragedModel after so many updates: exponential, with a decay that rises to `decay` as
-    (1 + n) / (10 + n).
+class MovingAverage:
+    """An exponential moving average of the weights and of batch norm's statistics of `model`, in `module`.
 
-    So the average spans about the last tenth of the n steps so far, and a short run is not held back by its start. The
-    count is a Python number: AveragedModel's own lies on the device, and reading it would wait for that.
+    The decay rises to `decay` as (1 + n) / (10 + n), so the average spans about the last tenth of the n steps so far,
+    and a short run is not held back by its start; the first update copies. PyTorch's AveragedModel counts the updates
+    in a tensor, and on CUDA each step would wait for that.
     """
-    weight = 1 - min(decay, (1 + updates) / (10 + updates))
 
-    def update(averaged, current, _):
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, weight)
-        else:  # the batch norms' counters
-            for old, new in zip(averaged, current, strict=True):
-                old.copy_(new)
+    def __init__(self, model, decay):
+        self.module, self.decay = copy.deepcopy(model), decay
+        pairs = list(zip(tensors_of(self.module), tensors_of(model), strict=True))
+        self.averages, self.values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+        self.counters = [pair for pair in pairs if not pair[0].is_floating_point()]  # of the batch norms
 
-    return update
+    @torch.no_grad()
+    def update(self, updates):
+        """Take the weights of `model` in, after so many `updates` before."""
+        weight = 1 - min(self.decay, (1 + updates) / (10 + updates)) if updates else 1.0
+        torch._foreach_lerp_(self.averages, self.values, weight)
+        for kept, counter in self.counters:
+            kept.copy_(counter)
+
+
+def tensors_of(model):
+    """The parameters and buffers."""
+    return [*model.parameters(), *model.buffers()]
 
 
 def build(args, device, memory_format=torch.channels_last, fused=True):
@@ -210,10 +219,7 @@ def build(args, device, memory_format=torch.channels_last, fused=True):
     if recorded(args, device):  # a graph reads the rate, and counts its steps, where it is
         own |= dict(lr=torch.tensor(args.learning_rate, device=device), capturable=True)
     optimizer = OPTIMIZERS[args.optimizer](model.parameters(), **own)
-    averaged = None
-    if args.ema_decay:
-        averaged = AveragedModel(model, multi_avg_fn=moving_average(args.ema_decay, 0), use_buffers=True)
-    return model, optimizer, averaged
+    return model, optimizer, MovingAverage(model, args.ema_decay) if args.ema_decay else None
 
 
 def recorded(args, device):
@@ -266,8 +272,7 @@ def train_epoch(args, model, optimizer, averaged, take_step, batches, epoch):
         set_learning_rate(optimizer, rate)
         losses = take_step(batch, batches.weight(step))
         if averaged:
-            averaged.multi_avg_fn = moving_average(args.ema_decay, done)
-            averaged.update_parameters(model)
+            averaged.update(done)
         yield losses
 
 
@@ -336,7 +341,6 @@ def train(args, state, device, folder, argv):
             load_optimizer(optimizer, state["optimizer"])
             if averaged:
                 averaged.module.load_state_dict(state["weights"])
-                averaged.n_averaged.fill_(state["n_averaged"])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise cli.UserError(f"{args.resume} does not fit this version of train.py: {error}") from None
         if first:
@@ -378,7 +382,6 @@ def train(args, state, device, folder, argv):
             "epoch": epoch + 1,
             "weights": weights,
             "raw_weights": model.state_dict(),
-            "n_averaged": averaged.n_averaged.item() if averaged else 0,
             "optimizer": optimizer.state_dict(),
             "history": history,
             "best": best,

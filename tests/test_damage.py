@@ -159,7 +159,7 @@ def test_the_weights_of_another_network_are_refused(last, both_refuse):
     both_refuse("last.pt", "holds no network that this version can build")
 
 
-@pytest.mark.parametrize("part", ["raw_weights", "optimizer", "history", "best", "header", "n_averaged"])
+@pytest.mark.parametrize("part", ["raw_weights", "optimizer", "history", "best", "header"])
 def test_a_checkpoint_that_lacks_a_part_or_has_another_tools_is_not_gone_on_from(last, run, small_dir, part):
     state = load_checkpoint(last)
     log = last.with_name("logs") / "run.txt"

@@ -93,12 +93,11 @@ def test_one_cycle_rises_to_the_peak_and_falls_to_nothing():
 
 def test_moving_average_follows_its_formula():
     model = torch.nn.Linear(1, 1, bias=False)
-    averaged = train.AveragedModel(model, multi_avg_fn=train.moving_average(0.5, 0))
+    averaged = train.MovingAverage(model, 0.5)
     values = []
     for updates, value in enumerate((1.0, 2.0, 4.0, 8.0)):
-        averaged.multi_avg_fn = train.moving_average(0.5, updates)
         torch.nn.init.constant_(model.weight, value)
-        averaged.update_parameters(model)
+        averaged.update(updates)
         values.append(averaged.module.weight.item())
     # the first is a copy; then the decays are 2/11, 3/12, 4/13
     expected = [1.0]
@@ -114,7 +113,7 @@ def test_training_never_waits_for_the_device_within_an_epoch(run, small_flags, m
     def epoch(self, number):
         for batch in batches(self, number):
             with monkeypatch.context() as patch:
-                for name in ("item", "tolist", "cpu", "numpy", "__int__", "__float__"):
+                for name in ("item", "tolist", "cpu", "to", "numpy", "__int__", "__float__", "__bool__"):
                     patch.setattr(torch.Tensor, name, lambda *_: pytest.fail("the step read a value back"))
                 yield batch
 
