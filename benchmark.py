@@ -7,7 +7,8 @@
 A ratio is ours / rival: of seconds and of memory less is better, of anything per second more. Figures are medians, test
 accuracies of the section `rival` means; the spread is from the smallest to the largest ratio of one round, or figure
 where there is no rival. The rounds of a section run A B A B, so that a slow minute of the machine hits both; one more
-round before them warms up, except in `target`, `memory` and with --quick in `start` and `growth`.
+round before them warms up, except in `target`, `memory`, `several` and with --quick in `start` and `growth`. In
+`overhead` the two take turns of a few steps.
 """
 
 import argparse
@@ -23,12 +24,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 import cli
-import graphs
 import rivals
 import train
 from checkpoint import write_atomically
@@ -118,7 +119,8 @@ class Run:
     optimizer: torch.optim.Optimizer
     averaged: train.MovingAverage | None
     batches: Batches
-    take_step: object  # callable
+    take_step: Callable
+    notes: list  # on flags that were not to be had
 
     @property
     def scored(self):
@@ -143,9 +145,7 @@ def begin(name, training, device, memory_format=torch.channels_last, fused=True,
     model, optimizer, averaged = train.build(args, device, memory_format, fused)
     batches = Batches(*training, args.batch_size, args.seed, args.addends_per_image, args.augment, device)
     take_step, notes = train.prepare_step(args, model, optimizer, batches)
-    for note in notes:
-        graphs.say(note)
-    return Run(args, model, optimizer, averaged, batches, take_step)
+    return Run(args, model, optimizer, averaged, batches, take_step, notes)
 
 
 def bare_steps(run, batch, steps):
@@ -188,6 +188,7 @@ def usual(setting):
             rival.args.batch_size,
             shuffle=True,
             num_workers=workers,
+            pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,  # the round that is not counted starts them
         )
         epoch = functools.partial(rivals.usual_epoch, rival.model, rival.optimizer, loader, device)
@@ -249,7 +250,6 @@ def target(setting):
                 reached.append((seconds, 100 * joint_on_test(run.scored, setting)))
             if len(reached) == len(targets):
                 break
-            run.model.train()
             start = time.perf_counter()
         return reached
 
@@ -370,6 +370,8 @@ def options(setting):
 
     def job(threads=threads, **changes):
         run = begin("base", training, device, epochs=1, **changes)
+        if run.notes:
+            return None
 
         def seconds():
             before = torch.get_num_threads()
@@ -395,6 +397,7 @@ def options(setting):
         choices["with torch.compile, compiled before"] = job(compile=True)
     if device.type == "cuda":
         choices["with a CUDA graph"] = job(cuda_graph=True)
+    choices = {what: seconds for what, seconds in choices.items() if seconds}  # what is to be had
     figures = in_turns({"default": job(), **choices}, setting.repeats)
     for what in choices:
         yield make_row("options", what, "s", figures[what], figures["default"])
@@ -435,31 +438,32 @@ def growth(setting):
         first, *_, last = study
         for name in study:
             yield make_row("growth", f"epoch, {name}", "s", figures[name], figures[first])
-        growth = math.log(study[last][0] / study[first][0])
-        slopes = [math.log(b / a) / growth for a, b in zip(figures[first], figures[last], strict=True)]
+        span = math.log(study[last][0] / study[first][0])
+        slopes = [math.log(b / a) / span for a, b in zip(figures[first], figures[last], strict=True)]
         yield make_row("growth", f"slope in the {what}", "exponent", slopes)
 
 
 def several(setting):
     """An epoch of `base` shared out among processes by torchrun, against one process: CPU processes of one thread each.
 
-    The seconds are those that train.py logs of its last epoch; the first of two warms up.
+    On the CPU also against one process with all threads. The seconds are those that train.py logs of its last epoch;
+    the first of two warms up.
     """
     device = setting.device.type
-    most = torch.cuda.device_count() if device == "cuda" else os.cpu_count()
-    worlds = [world for world in (1, 2, 4, 8) if world <= most]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    worlds = [world for world in (1, 2, 4, 8) if world <= (torch.cuda.device_count() if device == "cuda" else cores)]
     images = len(load_digits(setting.dataset, setting.data_dir, train=True)[0])
     epochs = 1 if setting.quick else 2
     held_out = images - (min(QUICK_IMAGES, images // 2) if setting.quick else len(setting.training[0]))
 
-    def epoch(world):
+    def epoch(world, threads):
         with tempfile.TemporaryDirectory() as folder:
             flags = f"--epochs {epochs} --val-size {held_out} --run-name several --device {device}"
             launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"] if world > 1 else []
             words = [*flags.split(), "--dataset", setting.dataset, "--data-dir", setting.data_dir, "--out", folder]
             done = subprocess.run(
                 [sys.executable, *launcher, str(HERE / "train.py"), *words],
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                env=os.environ | {"OMP_NUM_THREADS": str(threads)},
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -469,43 +473,56 @@ def several(setting):
             with open(Path(folder) / "logs" / "several.csv", newline="") as file:
                 return float(list(csv.DictReader(file))[epochs - 1]["seconds"])
 
-    jobs = {world: functools.partial(epoch, world) for world in worlds}
+    if worlds == [1]:
+        return
+    jobs = {world: functools.partial(epoch, world, threads=1) for world in worlds}
+    rival_names = {1: "one"}
+    if device == "cpu" and not setting.quick:
+        jobs["threads"] = functools.partial(epoch, 1, threads=cores)
+        rival_names["threads"] = f"one of {cores} threads"
     figures = in_turns(jobs, 1 if setting.quick else min(setting.repeats, 3), warm_up=False)
     for world in worlds[1:]:
-        yield make_row("several", f"epoch in {world} processes, or in one", "s", figures[world], figures[1])
+        for name, words in rival_names.items():
+            yield make_row("several", f"epoch in {world} processes, or in {words}", "s", figures[world], figures[name])
 
 
 def rival(setting):
     """Our fast recipe against the fastest public one, from the first step to the last, on all training images.
 
-    The rival as it is published, and once more in the memory layout that is faster here. Its accuracy is that of the
-    digit; ours counts the pairs with both answers right.
+    The rival as it is published, and with the memory layout and the precision that ours has. Its accuracy is that of
+    the digit; ours counts the pairs with both answers right.
     """
     device = setting.device
     images, digits, _ = load_digits(setting.dataset, setting.data_dir, train=True)
     if setting.quick:
         images, digits = images[:QUICK_IMAGES], digits[:QUICK_IMAGES]
     test = load_digits(setting.dataset, setting.data_dir, train=False)[:2]
+    seeds = {}  # of each job's next round
 
     def ours(seed):
         run = begin("fast", (images, digits), device, seed=seed)
         return run.seconds(), 100 * joint_on_test(run.scored, setting)
 
-    def theirs(memory_format, seed):
-        recipe = rivals.FastestPublicRecipe(images, digits, device, memory_format, seed)
+    def theirs(seed, **options):
+        recipe = rivals.FastestPublicRecipe(images, digits, device, seed=seed, **options)
         return seconds_of(recipe.train, device), 100 * recipe.accuracy(*test)
 
-    repeats, counter = setting.repeats if setting.quick else max(SEEDS, setting.repeats), iter(range(10**6))
+    def next_round(name, job):
+        seeds[name] = seeds.get(name, -1) + 1  # 0 is the round that is not counted
+        return job(seeds[name])
+
+    both = dict(memory_format=torch.channels_last, bfloat16=True)
     jobs = {
-        "ours": lambda: ours(next(counter) // 3),
-        "as published": lambda: theirs(torch.contiguous_format, next(counter) // 3),
-        "in channels_last": lambda: theirs(torch.channels_last, next(counter) // 3),
+        "ours": ours,
+        "as published": theirs,
+        "in channels_last": functools.partial(theirs, memory_format=torch.channels_last),
+        "in channels_last and bfloat16": functools.partial(theirs, **both),
     }
-    # the round that is not counted has seed 0, the others 1, 2, ...
+    turns = {name: functools.partial(next_round, name, job) for name, job in jobs.items()}
     seconds, accuracy = {}, {}
-    for name, pairs in in_turns(jobs, repeats).items():
+    for name, pairs in in_turns(turns, setting.repeats if setting.quick else max(SEEDS, setting.repeats)).items():
         seconds[name], accuracy[name] = (list(column) for column in zip(*pairs, strict=True))
-    for name in ("as published", "in channels_last"):
+    for name in list(jobs)[1:]:
         yield make_row("rival", f"training, public recipe {name}", "s", seconds["ours"], seconds[name])
         what = f"mean test accuracy, our joint, its digit {name}"
         yield make_row("rival", what, "%", accuracy["ours"], accuracy[name], middle=statistics.mean)

@@ -69,6 +69,11 @@ def run_script(main, argv=None):
     return 2
 
 
+def warn(message):
+    """One line on stderr about what is not as it was asked for."""
+    print(f"WARNING: {message}", file=sys.stderr)
+
+
 def integer(low, high=2**31 - 1):
     """An argparse type: a whole number from `low` to `high`, by default the largest that every library takes."""
 

@@ -379,12 +379,11 @@ class RandomAddendDataset(torch.utils.data.Dataset):
 
 
 class Batches:
-    """The same examples as `RandomAddendDataset`, in batches made on `device`, where all the data lie.
+    """The same examples as `RandomAddendDataset`, in batches made on `device`, where the data lie if there is room.
 
-    images [N, 1, 28, 28] uint8 and digits [N] int64 go to the device once, an epoch's tables in one copy each; a batch
-    is then an indexing away. Where the device has too little memory for that, or `resident` is False, all stay in the
-    host's memory, and each batch is sent while the one before is worked on. `len()` is the number of batches of an
-    epoch, a smaller last one included.
+    images [N, 1, 28, 28] uint8 and digits [N] int64 go to the device once, an epoch's tables in one copy each. Where
+    the device has too little memory for that, or `resident` is False, all stay in the host's memory, and each batch is
+    sent while the one before is worked on. `len()` is the number of batches of an epoch, a smaller last one included.
     Of `world` processes, number `rank` takes every `world`-th image of each batch. `addends` below 10 and `resample`
     are published faults, see `published.FAULTS`.
     """
@@ -405,8 +404,11 @@ class Batches:
         resident=None,
     ):
         self.device = torch.device(device)
-        tables = len(images) * (8 * addends_per_image + (24 if augment else 0) + 16)  # addends, warps, order and digits
-        self.resident = fits(images.nbytes + tables, self.device) if resident is None else resident
+        row = (
+            images[0].nbytes + 8 * addends_per_image + 8 + (24 if augment else 0)
+        )  # bytes: image, addends, digit, warp
+        rows = len(images) + 2 * min(len(images), BLOCK * batch_size)  # see `gather`: a block, and the next
+        self.resident = fits(rows * row, self.device) if resident is None else resident
         self.home = self.device if self.resident else torch.device("cpu")
         self.images, self.digits = images.to(self.home), digits.to(self.home)
         self.batch_size, self.seed = batch_size, seed
@@ -447,9 +449,9 @@ class Batches:
         Rows are gathered for BLOCK batches at once, since a batch at a time would wait for the memory each time.
         """
         for block in order.split(BLOCK * self.batch_size):
-            rows = [table.index_select(0, block) for table in tables]
-            for batch in zip(*(row.split(self.batch_size) for row in rows), strict=True):
-                yield [row[min(self.rank, len(row) - 1) :: self.world] for row in batch]
+            mine = [batch[min(self.rank, len(batch) - 1) :: self.world] for batch in block.split(self.batch_size)]
+            rows = [table.index_select(0, torch.cat(mine)) for table in tables]
+            yield from zip(*(row.split([len(index) for index in mine]) for row in rows), strict=True)
 
 
 def fits(size, device):

@@ -4,16 +4,19 @@ Both are switched on by flags of `train.py`, and both fall back to the plain way
 had. Neither changes the examples; the arithmetic differs by rounding.
 """
 
-import sys
+import warnings
 
 import torch
+
+import cli
 
 WARM_UP = 3  # steps, so that every kernel and workspace is there before the recording
 
 
-def say(note):
-    """A word on what is not as it was asked for."""
-    print(f"WARNING: {note}", file=sys.stderr)
+def cause_of(error):
+    """The first line of what an error says, or of the error behind it."""
+    error = getattr(error, "inner_exception", None) or error.__context__ or error
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def compile_network(model, batch, precision):
@@ -23,21 +26,23 @@ def compile_network(model, batch, precision):
     """
     image, addend, *_ = batch
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    compiled, note = torch.compile(model, dynamic=False), None
+    shape, note = image.shape, None
     model.train()
     try:
+        compiled = torch.compile(model, dynamic=False)
         with torch.autocast(image.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             digit_logits, sum_logits = compiled(image, addend)
         (digit_logits.float().sum() + sum_logits.float().sum()).backward()
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # no compiler, or one that fails: of many kinds
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        compiled, note = model, f"--compile is not to be had here, going on without: {first_line}"
+        compiled, note = model, f"--compile is not to be had here, going on without: {cause_of(error)}"
     model.zero_grad()
     model.load_state_dict(before)
 
     def network(image, addend):
-        whole = image.shape == batch[0].shape  # a smaller last batch is not worth another compilation
-        return (compiled if whole else model)(image, addend)
+        whole = image.shape == shape
+        return (compiled if whole else model)(image, addend)  # a smaller last batch is not worth another compilation
 
     return network, note
 
@@ -58,21 +63,27 @@ class CapturedStep:
         if self.calls == 0:
             self.batch = tuple(tensor.clone() for tensor in batch)
         if any(new.shape != old.shape for new, old in zip(batch, self.batch, strict=True)):
-            return self.step(batch, weight)
+            return self.unrecorded(batch, weight)
         self.calls += 1
         if self.calls <= WARM_UP:
-            return aside(self.step, batch)
+            return aside(self.unrecorded, batch)
         for recorded, tensor in zip(self.batch, batch, strict=True):
             recorded.copy_(tensor)
         if self.calls == WARM_UP + 1:
             try:
                 self.replay, self.result = record(self.step, self.batch)
             except RuntimeError as error:
-                say(f"--cuda-graph: the step cannot be recorded, going on without: {str(error).splitlines()[0]}")
+                cli.warn(f"--cuda-graph: the step cannot be recorded, going on without: {cause_of(error)}")
         if self.replay is None:
-            return self.step(batch, weight)
+            return self.unrecorded(batch, weight)
         self.replay()
         return self.result
+
+    def unrecorded(self, batch, weight):
+        """The step itself."""
+        with warnings.catch_warnings():  # the optimiser is made for a recording, and says so
+            warnings.filterwarnings("ignore", message=".*capturable")
+            return self.step(batch, weight)
 
 
 def aside(step, batch):

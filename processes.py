@@ -8,10 +8,13 @@ the functions here do nothing.
 """
 
 import contextlib
+import datetime
 import os
 
 import torch
 import torch.distributed as dist
+
+PATIENCE = datetime.timedelta(hours=1)  # of processes that wait for process 0, which may have to download the data
 
 
 def rank():
@@ -38,7 +41,7 @@ def joined(device):
     elif os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"] and os.path.exists("/sys/class/net/lo"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo looks the machine's own name up, often in vain
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
         yield device
     except RuntimeError as error:
         if "gloo" not in str(error).lower() and not isinstance(error, dist.DistError):
@@ -49,14 +52,13 @@ def joined(device):
             dist.destroy_process_group()
 
 
-@contextlib.contextmanager
-def first_alone():
-    """Process 0 does what is inside before the others: a download, a warning that need not come from each."""
-    if rank() > 0:
-        dist.barrier()
-    yield
-    if rank() == 0 and world() > 1:
-        dist.barrier()
+def told_by_first(value):
+    """The `value` of process 0, in every process; the others wait for it."""
+    if world() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def share(model, device):

@@ -38,7 +38,7 @@ from published import DESIGNS, FAULTS, MODELS, build_model, check_model, scores_
 from runlog import HEADINGS, holds_epochs, lock, make_header, remove_leftovers, table_line, versions, write_log
 
 # What may differ between a run and its continuation; the rest makes the run what it is.
-FREE_ON_RESUME = ("data_dir", "device", "out", "resume")
+FREE_ON_RESUME = ("compile", "cuda_graph", "data_dir", "device", "out", "resume")
 
 RECIPES = {
     "tiny": dict(learning_rate=0.02, weight_decay=0.05),
@@ -299,8 +299,11 @@ def train(args, state, device, folder, argv):
 
     # --- data
     dataset = args.dataset if state is None else state["dataset"]
-    with processes.first_alone():
+    if first:  # which downloads, falls back and warns
         images, digits, dataset = load_digits(dataset, args.data_dir, train=True)
+    dataset = processes.told_by_first(dataset)
+    if not first:
+        images, digits, _ = load_digits(dataset, args.data_dir, train=True)
     if args.val_size >= len(images):
         raise cli.UserError(f"--val-size {args.val_size} leaves none of the {len(images)} training images to train on")
     training, validation = split_indices(len(images), args.val_size)
@@ -324,17 +327,10 @@ def train(args, state, device, folder, argv):
     model, optimizer, averaged = build(args, device)
     refuse_single_images(model, batches)
     scored = averaged.module if averaged else model  # the weights that are validated, kept and tested
-    take_step, notes = prepare_step(args, model, optimizer, batches)
-    if not batches.resident:
-        notes.append("the images stay in the host's memory, for want of the device's, and are sent ahead")
-    for note in notes:
-        graphs.say(note)
 
     # --- where a run begins, or goes on
-    if state is None:
-        first_epoch, history, best = 0, [], None
-        header = make_header(argv, args, dataset, device, model, len(training), len(validation), notes)
-    else:
+    first_epoch, history, best = 0, [], None
+    if state is not None:
         try:
             first_epoch, history, best, header = state["epoch"], state["history"], state["best"], state["header"]
             model.load_state_dict(state["raw_weights"])
@@ -346,6 +342,13 @@ def train(args, state, device, folder, argv):
         if first:
             save_last(folder, args.run_name, state)  # a kill may have come between the two files
         print(f"going on after epoch {first_epoch} of {args.epochs}\n")
+    take_step, notes = prepare_step(args, model, optimizer, batches)
+    if not batches.resident:
+        notes.append("the images stay in the host's memory, for want of the device's, and are sent ahead")
+    for note in notes:
+        cli.warn(note)
+    if state is None:
+        header = make_header(argv, args, dataset, device, model, len(training), len(validation), notes)
     print("\n".join([header, HEADINGS, *map(table_line, history)]), flush=True)
     if first:
         write_log(folder, args.run_name, header, history)

@@ -71,6 +71,33 @@ def test_a_recorded_run_can_go_on_recorded_and_without(run, small_flags, played,
             torch.testing.assert_close(value, whole[name], atol=1e-3, rtol=1e-3)
 
 
+def test_a_recording_finds_the_rate_where_it_was(monkeypatch):
+    """A graph reads the tensor that it was recorded with: neither a new rate nor a loaded state may replace it."""
+    monkeypatch.setattr(train, "recorded", lambda args, device: True)
+    args, _ = train.parse_arguments(["--model", "tiny", "--cuda-graph"])
+    _, optimizer, _ = train.build(args, torch.device("cpu"))
+    (group,) = optimizer.param_groups
+    rate = group["lr"]
+    train.set_learning_rate(optimizer, 0.25)
+    assert group["lr"] is rate and rate.item() == 0.25
+    monkeypatch.setattr(train, "recorded", lambda args, device: False)
+    _, plain, _ = train.build(args, torch.device("cpu"))
+    train.load_optimizer(optimizer, plain.state_dict())
+    (group,) = optimizer.param_groups
+    assert group["lr"] is rate and group["capturable"] and not plain.param_groups[0]["capturable"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_cuda_a_recorded_step_trains_as_the_plain_one(run, small_flags):
+    flags = ["cuda" if flag == "cpu" else flag for flag in small_flags]
+    for name, more in (("plain", []), ("recorded", ["--cuda-graph"])):
+        status, _, err = run(train, *flags, *more, "--out", name)
+        assert status == 0 and not err
+    plain, recorded = (load_checkpoint(f"{name}/last.pt")["history"] for name in ("plain", "recorded"))
+    for ours, other in zip(recorded, plain, strict=True):
+        assert ours["sum_loss"] == pytest.approx(other["sum_loss"], rel=1e-2)
+
+
 def test_where_the_recording_fails_the_run_goes_on_with_a_word(run, small_flags, played, monkeypatch):
     def fail(step, batch):
         raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
