@@ -69,6 +69,7 @@ ENCODINGS = {
     "sum as a number, root of it": "--sum-encoding scalar-rmse",
     "sum without parameters: the digit shifted": "--sum-encoding shift",
 }
+PRECISIONS = {"float32": "", "bfloat16": "--precision bfloat16"}
 HEADS = ("digit", "sum", "joint")
 FIGURES = ("ours", "rival", "ratio")  # of benchmark.py
 SPEED = {  # table: sections of benchmark.py
@@ -92,7 +93,7 @@ def plan():
             runs[f"{design}-published-s{seed}"] = f"--model {design}{epochs} --seed {seed}"
             if design not in SAME_WHEN_MENDED:
                 runs[f"{design}-mended-s{seed}"] = f"--model {design} --faults none{epochs} --seed {seed}"
-        for flags in ENCODINGS.values():
+        for flags in (*ENCODINGS.values(), *PRECISIONS.values()):
             runs[f"{study_name(flags)}-s{seed}"] = f"{flags} --epochs {STUDY_EPOCHS} --seed {seed}".strip()
         for weights in WEIGHTS:
             flags = weight_flags(weights)
@@ -252,6 +253,9 @@ def tables(folder, runs):
             ["encoding", *scores], [row(study_name(flags), label) for label, flags in ENCODINGS.items()]
         ),
         **speed(folder / "benchmark-cpu.json"),
+        "precisions": table(
+            ["precision", *scores], [row(study_name(flags), label) for label, flags in PRECISIONS.items()]
+        ),
         "weights": table(
             ["digit : sum", *scores],
             [row(study_name(weight_flags(pair)), " : ".join(pair.split())) for pair in WEIGHTS],
@@ -262,8 +266,8 @@ def tables(folder, runs):
 def speed(path):
     """{name: Markdown} of benchmark.py's sections from its JSON, and of the machine they were measured on."""
     record = json.loads(path.read_text()) if path.exists() else {"rows": []}
-    head = "{device}; {versions}; commit {commit}.".format(**record) if record["rows"] else "–"
-    made = {"speed-machine": head}
+    head = "{device}; {versions}; commit {commit}; medians of {repeats} rounds."
+    made = {"speed-machine": head.format(**record) if record["rows"] else "–"}
     for name, sections in SPEED.items():
         rows = []
         for row in record["rows"]:
