@@ -404,10 +404,8 @@ class Batches:
         resident=None,
     ):
         self.device = torch.device(device)
-        row = (
-            images[0].nbytes + 8 * addends_per_image + 8 + (24 if augment else 0)
-        )  # bytes: image, addends, digit, warp
-        rows = len(images) + 2 * min(len(images), BLOCK * batch_size)  # see `gather`: a block, and the next
+        row = images[0].nbytes + 8 * addends_per_image + 8 + (24 if augment else 0)  # bytes, with digit and warp
+        rows = len(images) + 2 * min(len(images), BLOCK * batch_size)  # `gather` holds a block while it makes the next
         self.resident = fits(rows * row, self.device) if resident is None else resident
         self.home = self.device if self.resident else torch.device("cpu")
         self.images, self.digits = images.to(self.home), digits.to(self.home)
