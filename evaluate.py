@@ -1,12 +1,13 @@
-"""Score one checkpoint, or several as an ensemble, on every test image with every addend.
+"""Score one checkpoint, or several as an ensemble, on the whole test set.
 
     python evaluate.py --ckpt best.pt
     python evaluate.py --ckpt seed0.pt seed1.pt seed2.pt --json scores.json
 
-Joint accuracy counts the pairs with both answers right, one by one. Prints, for the default network on MNIST, after
-half a second of scoring on two cores of an AMD EPYC:
+Every test image is paired with every addend: 100,000 pairs. Joint accuracy
+counts the pairs with both answers right. The default network on MNIST takes
+half a second on two cores and prints, among other scores:
 
-    mnist test: joint accuracy   99.543 %     457 of 100,000 wrong  95 % interval 99.396 to 99.654 %
+    mnist test: joint accuracy   99.543 %     457 of 100,000 wrong
 """
 
 import json
@@ -16,10 +17,12 @@ from pathlib import Path
 
 import torch
 
-import cli
-from checkpoint import load_checkpoint, write_atomically
 from data import ADDENDS, DATASETS, DIGITS, MEAN, STD, load_digits, prepare
-from published import build_model
+from model import build_model
+from support import cli
+from support.checkpoint import CheckpointError, check_weights_file, copy_tensors, load_checkpoint
+from support.device import choose_device
+from support.files import write_atomically
 
 
 @torch.inference_mode()
@@ -88,41 +91,31 @@ def ratio(part, whole):
 
 
 def interval(right):
-    """95 % interval (low, high) of the mean of `right` [N, 10] bool, over images.
+    """95 % interval (low, high) of the mean of `right` [N, 10] bool.
 
-    The ten pairs of an image stand or fall together, so the variance is that of the images' means; it gives the
-    effective number of pairs for Wilson's interval (E. B. Wilson, JASA 22, 1927), which is right near 100 % too.
+    Wilson's interval (E. B. Wilson, JASA 22, 1927), which holds near 100 % too, for N independent observations: the ten
+    pairs of an image mostly stand or fall together. Where they do not, it is wider than it needs to be.
     """
-    means = right.double().mean(dim=1)
-    n, p = len(means), means.mean().item()
-    variance = means.var(correction=0).item() / n
-    effective = p * (1 - p) / variance if variance > 0 else n
-    z = 1.959964
-    centre = (p + z * z / (2 * effective)) / (1 + z * z / effective)
-    half = z / (1 + z * z / effective) * math.sqrt(p * (1 - p) / effective + z * z / (4 * effective**2))
+    n, p, z = len(right), right.double().mean().item(), 1.959964
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n**2))
     return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
-def restore_model(state):
-    """The network of a checkpoint's `state`, with its (averaged) weights, in eval mode."""
-    args = state["args"]
-    model = build_model(args["model"], args["faults"], args["addend_encoding"], args["sum_encoding"])
-    model.load_state_dict(state["weights"])
-    return model.eval()
-
-
 def load_model(path):
-    """(model, state) of the checkpoint at `path`. Raises CheckpointError, or UserError for a network unknown here."""
+    """(model, state) of the checkpoint at `path`: the network in eval mode, with its averaged weights.
+
+    Raises CheckpointError for a file that is not one, is damaged, or is of a network unknown here.
+    """
     state = load_checkpoint(path)
-    if state["normalisation"] != [MEAN, STD]:
-        raise cli.UserError(
-            f"{path} was trained with the normalisation {state['normalisation']}, here is {[MEAN, STD]}"
-        )
+    check_weights_file(state, path, [MEAN, STD])
+    names = [state["args"].get(name) for name in ("model", "addend_encoding", "sum_encoding")]
     try:
-        return restore_model(state), state
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        cause = " ".join(str(error).split())[:500]
-        raise cli.UserError(f"{path} holds no network that this version can build: {cause}") from None
+        model = build_model(*names)
+    except ValueError as error:
+        raise CheckpointError(f"{path} does not fit model.py, which has changed since then: {error}") from None
+    copy_tensors(state["weights"], model.state_dict(), path, "weights")
+    return model.eval(), state
 
 
 def short_report(scores, dataset):
@@ -163,22 +156,27 @@ def full_report(scores, dataset):
     return "\n".join(lines if scores["confused_digits"] else lines[:-2])
 
 
-def main(argv=None):
+def make_parser():
     parser = cli.Parser(__doc__)
-    parser.add_argument("--ckpt", nargs="+", default=["best.pt"], metavar="FILE", help="several make an ensemble")
-    parser.add_argument(
-        "--dataset", choices=DATASETS, help="instead of the data set that the checkpoint was trained on"
-    )
-    parser.add_argument("--data-dir", default="data", help="folder of the data sets")
-    parser.add_argument("--device", choices=cli.DEVICES, default="auto", help="auto: CUDA, else MPS, else the CPU")
-    parser.add_argument("--batch-size", type=cli.integer(1), default=500, help="images at a time, ten pairs each")
-    parser.add_argument("--json", metavar="FILE", help="write every score here too, as fractions")
-    args = parser.parse_args(argv)
-    if args.json and Path(args.json).resolve() in [Path(path).resolve() for path in args.ckpt]:
-        parser.error(f"--json {args.json} would write over a checkpoint")
+    add = parser.add_argument
+    add("files", nargs="*", metavar="FILE", help="the same as --ckpt")
+    add("--ckpt", nargs="+", metavar="FILE", help="checkpoint; several make an ensemble (default: best.pt)")
+    add("--dataset", choices=DATASETS, help="instead of the one that the checkpoint was trained on")
+    add("--data-dir", default="data", metavar="FOLDER", help="where the data sets are")
+    add("--device", choices=cli.DEVICES, default="auto", help="auto: CUDA, else MPS, else the CPU")
+    add("--batch-size", type=cli.integer(1), default=500, help="images at a time, ten pairs each")
+    add("--json", metavar="FILE", help="write every score to this file too, as fractions")
+    return parser
 
-    device = cli.choose_device(args.device)
-    loaded = [load_model(path) for path in args.ckpt]
+
+def main(argv=None):
+    args = make_parser().parse_args(argv)
+    paths = [*args.files, *(args.ckpt or [])] or ["best.pt"]
+    if args.json and Path(args.json).resolve() in [Path(path).resolve() for path in paths]:
+        raise cli.UserError(f"--json {args.json} would overwrite a checkpoint")
+
+    device = choose_device(args.device)
+    loaded = [load_model(path) for path in paths]
     datasets = sorted({state["dataset"] for _, state in loaded})
     if args.dataset is None and len(datasets) > 1:
         raise cli.UserError(f"the checkpoints were trained on {' and '.join(datasets)}; choose with --dataset")
@@ -191,7 +189,7 @@ def main(argv=None):
     print(f"{dataset} test set, {names}{ensemble}: {scores['images']:,d} images x {ADDENDS} addends\n")
     print(full_report(scores, dataset))
     if args.json:
-        record = {"dataset": dataset, "ckpt": [Path(path).name for path in args.ckpt], "model": names, **scores}
+        record = {"dataset": dataset, "ckpt": [Path(path).name for path in paths], "model": names, **scores}
         write_atomically(args.json, json.dumps(record, indent=1) + "\n")
 
 

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import cli
-import data
 import train
+from support import cli, synthetic
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,15 +24,15 @@ def mnist_dir():
 def small_dir(tmp_path_factory):
     """A data folder whose synthetic data set has 700 training and 150 test images."""
     folder = tmp_path_factory.mktemp("small")
-    data.save_synthetic(folder / "synthetic" / "train.npz", *data.make_synthetic(700, seed=3))
-    data.save_synthetic(folder / "synthetic" / "test.npz", *data.make_synthetic(150, seed=4))
+    synthetic.save_synthetic(folder / "synthetic" / "train.npz", *synthetic.make_synthetic(700, seed=3))
+    synthetic.save_synthetic(folder / "synthetic" / "test.npz", *synthetic.make_synthetic(150, seed=4))
     return folder
 
 
 @pytest.fixture(scope="session")
 def small(small_dir):
     """(images, digits) of the small training set."""
-    return data.load_synthetic(small_dir, train=True)
+    return synthetic.load_synthetic(small_dir, train=True)
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import evaluate
-import reproduce
 import train
+from studies import benchmark, reproduce
 
 FOREVER = "9" * 5000  # more digits than Python turns into a number
 
@@ -61,9 +61,9 @@ BAD_FOR_TRAIN = [
     "--weight-decay -1",
     "--weight-decay nan",
     "--weight-decay inf",
-    "--ema-decay 1",
-    "--ema-decay -0.5",
-    "--ema-decay nan",
+    "--averaging-eta 1e7",
+    "--averaging-eta -0.5",
+    "--averaging-eta nan",
     "--label-smoothing 1",
     "--label-smoothing -0.1",
     "--digit-weight -1",
@@ -76,11 +76,11 @@ BAD_FOR_TRAIN = [
     "--precision float16",
     "--addend-encoding one-hot",
     "--sum-encoding ternary",
-    "--faults",
-    "--faults typo",
-    "--faults none argmax",
-    "--faults argmax",  # tiny has no argmax
-    "--model narrow-trunk --faults early-softmax",
+    "--model tiny+typo",
+    "--model tiny+argmax",  # tiny has no argmax
+    "--model tiny+mended+no-nine",
+    "--model narrow-trunk+early-softmax",
+    "--averaging-eta none",
     "--model average-pooling --sum-encoding binary",
     "--model two-branch-lenet --addend-encoding scalar",
     "--batch-size 599",  # 600 images leave a batch of one
@@ -119,7 +119,7 @@ BAD_FOR_TRAIN = [
     "--resume last.pt --batch-size 63",
     "--resume last.pt --learning-rate 0.0123",
     "--resume last.pt --weight-decay 0.123",
-    "--resume last.pt --ema-decay 0.123",
+    "--resume last.pt --averaging-eta 0.123",
     "--resume last.pt --addends-per-image 9",
     "--resume last.pt --augment 0.123",
     "--resume last.pt --val-size 0",
@@ -156,7 +156,8 @@ BAD_FOR_EVALUATE = [
     "--json nowhere/scores.json",
     "--seed 1",
     "--ck best.pt",
-    "best.pt",
+    "none.pt",
+    "best.pt none.pt",
 ]
 
 
@@ -186,9 +187,9 @@ def refused(run, trained, tmp_path, monkeypatch):
     """Call a script in a folder with a finished run; exit status 2, one line, nothing made or changed is asserted."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     (tmp_path / "text.txt").write_text("not a checkpoint\n")
-    monkeypatch.setattr("data.MIRRORS", ())
+    monkeypatch.setattr("support.mnist.MIRRORS", ())
     monkeypatch.setattr(
-        "data.make_synthetic", lambda count, seed: (np.zeros((1, 28, 28), np.uint8), np.zeros(1, np.int64))
+        "support.synthetic.make_synthetic", lambda count, seed: (np.zeros((1, 28, 28), np.uint8), np.zeros(1, np.int64))
     )
 
     def call(script, *argv):
@@ -244,7 +245,32 @@ def test_a_device_that_is_not_there_is_an_error_not_the_cpu(refused, small_dir, 
         assert "try --device auto" in refused(script, "--data-dir", small_dir, "--device", name, *argv)
 
 
+@pytest.mark.parametrize(
+    ("script", "flag", "meant"),
+    [
+        (train, "--learningrate", "--learning-rate"),
+        (train, "--epoch=3", "--epochs"),
+        (evaluate, "--batchsize", "--batch-size"),
+    ],
+)
+def test_a_mistyped_flag_is_answered_with_the_right_one(run, script, flag, meant):
+    assert f"did you mean {meant}? (see python {script.__name__}.py --help)" in run(script, flag, 1)[2]
+
+
+def test_other_epochs_on_resume_are_explained(refused, small_dir):
+    err = refused(train, "--resume", "last.pt", "--epochs", 8, "--data-dir", small_dir)
+    assert "has 2; the learning-rate schedule spans all epochs" in err and "start a new one without --resume" in err
+
+
+@pytest.mark.parametrize("script", [train, evaluate, reproduce, benchmark])
+def test_help_fits_80_columns(run, monkeypatch, script):
+    monkeypatch.setenv("COLUMNS", "80")
+    status, out, _ = run(script, "--help")
+    assert status == 0 and "usage: python " in out and max(map(len, out.splitlines())) <= 80
+
+
 def test_the_flags_of_the_run_itself_do_not_contradict_it(run, trained, small_flags):
     """Typing the same values again with --resume is allowed: the refusals above are not for the flag's sake."""
     shutil.copytree(trained, ".", dirs_exist_ok=True)
     assert run(train, *small_flags, "--resume", "last.pt")[0] == 0
+    assert run(train, *small_flags, "--resume", "last.pt", "--lr", 0.02)[0] == 0

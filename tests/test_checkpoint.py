@@ -1,9 +1,22 @@
 """Checkpoints: whole or refused, data and never code."""
 
+import hashlib
+import io
+import struct
+import zipfile
+
 import pytest
 import torch
 
-from checkpoint import VERSION, CheckpointError, load_checkpoint, save_checkpoint, write_atomically
+from support.checkpoint import (
+    CHECKSUM,
+    CHECKSUM_LENGTH,
+    VERSION,
+    CheckpointError,
+    load_checkpoint,
+    save_checkpoint,
+    write_atomically,
+)
 
 STATE = {"args": {"model": "tiny"}, "dataset": "mnist", "epoch": 3, "normalisation": [0.1, 0.3]}
 
@@ -29,7 +42,21 @@ def test_a_write_leaves_nothing_beside_the_file(path):
     assert sorted(file.name for file in path.parent.iterdir()) == ["a.pt", "b.txt"]
 
 
-def test_a_checkpoint_without_weights_is_incomplete(tmp_path):
-    save_checkpoint(tmp_path / "b.pt", STATE)
-    with pytest.raises(CheckpointError, match="lacks weights"):
-        load_checkpoint(tmp_path / "b.pt")
+def test_a_checkpoint_of_another_format_is_named(path):
+    for version, advice in ((VERSION + 1, "newer"), (VERSION - 1, "older"), ("2", "damaged"), (True, "damaged")):
+        save_checkpoint(path, STATE | {"version": version})
+        with pytest.raises(CheckpointError, match=advice):
+            load_checkpoint(path)
+
+
+def test_a_zip_bomb_is_not_unpacked(path, monkeypatch):
+    """What torch.save stores uncompressed, compressed: a megabyte of zeros in a kilobyte."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name in archive.namelist():
+            bomb.writestr(name, archive.read(name) if not name.endswith("/data/0") else bytes(1_000_000))
+    body = packed.getvalue()[:-2] + struct.pack("<H", CHECKSUM_LENGTH)
+    path.write_bytes(body + CHECKSUM + hashlib.sha256(body).digest())
+    monkeypatch.setattr(torch, "load", lambda *arguments, **options: pytest.fail("unpacked"))
+    with pytest.raises(CheckpointError, match="more than its own size"):
+        load_checkpoint(path)

@@ -14,8 +14,17 @@ import torch
 
 import evaluate
 import train
-from checkpoint import SEAL, SEAL_LENGTH, VERSION, CheckpointError, load_checkpoint, save_checkpoint, write_atomically
 from data import Batches
+from model import TwoHeadNet
+from support.checkpoint import (
+    CHECKSUM,
+    CHECKSUM_LENGTH,
+    VERSION,
+    CheckpointError,
+    load_checkpoint,
+    save_checkpoint,
+    write_atomically,
+)
 
 TIMES = 200  # truncations, and flips
 
@@ -34,7 +43,7 @@ def both_refuse(run, small_dir, tmp_path):
     def call(name, cause):
         before = sorted(tmp_path.rglob("*"))
         for script, flag in ((evaluate, "--ckpt"), (train, "--resume")):
-            status, out, err = run(script, flag, name, "--data-dir", small_dir)
+            status, out, err = run(script, flag, name, "--data-dir", small_dir, "--device", "cpu")
             assert status == 2 and out == ""
             assert err.count("\n") == 1 and str(name) in err and cause in err
         assert sorted(tmp_path.rglob("*")) == before
@@ -42,10 +51,10 @@ def both_refuse(run, small_dir, tmp_path):
     return call
 
 
-def sealed(content):
+def with_checksum(content):
     """A zip file's bytes with the checksum that `save_checkpoint` would put at its end."""
-    content = content[:-2] + struct.pack("<H", SEAL_LENGTH)
-    return content + SEAL + hashlib.sha256(content).digest()
+    content = content[:-2] + struct.pack("<H", CHECKSUM_LENGTH)
+    return content + CHECKSUM + hashlib.sha256(content).digest()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -71,7 +80,7 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(last, both_refuse, tmp
     torch.save(state, "bad.pt")
     content = last.with_name("bad.pt").read_bytes()
     if seal:
-        last.with_name("bad.pt").write_bytes(sealed(content))
+        last.with_name("bad.pt").write_bytes(with_checksum(content))
     both_refuse("bad.pt", "its code was not run" if seal else "does not end in a checksum")
     assert not (tmp_path / "code-ran").exists()
     torch.load("bad.pt", weights_only=False)  # the trap is a real one
@@ -86,7 +95,7 @@ def test_a_bare_pickle_with_code_does_not_run(last, both_refuse, tmp_path):
 
 def test_a_checkpoint_cut_at_any_length_is_refused(last, both_refuse):
     content = last.read_bytes()
-    lengths = [0, 1, 4, len(content) - SEAL_LENGTH, len(content) - 1]
+    lengths = [0, 1, 4, len(content) - CHECKSUM_LENGTH, len(content) - 1]
     lengths += random.Random(0).sample(range(len(content)), TIMES - len(lengths))
     for length in lengths:
         last.write_bytes(content[:length])
@@ -99,7 +108,7 @@ def test_a_checkpoint_with_any_byte_flipped_is_refused(last, both_refuse):
     """Zip file and pickle notice few of these alone: half of the bytes are the tensors'."""
     content = last.read_bytes()
     chosen = random.Random(0)
-    places = [0, len(content) - SEAL_LENGTH - 1, len(content) - SEAL_LENGTH, len(content) - 1]
+    places = [0, len(content) - CHECKSUM_LENGTH - 1, len(content) - CHECKSUM_LENGTH, len(content) - 1]
     places += chosen.sample(range(len(content)), TIMES - len(places))
     for place in places:
         damaged = bytearray(content)
@@ -112,18 +121,21 @@ def test_a_checkpoint_with_any_byte_flipped_is_refused(last, both_refuse):
 
 def test_a_checkpoint_of_a_newer_format_is_refused(last, both_refuse):
     save_checkpoint(last, load_checkpoint(last) | {"version": VERSION + 1})
-    both_refuse("last.pt", f"format version {VERSION + 1}, newer than {VERSION}")
+    both_refuse("last.pt", f"format version {VERSION + 1}, not {VERSION}; it is newer")
 
 
 def test_a_checkpoint_of_a_network_unknown_here_is_refused(last, both_refuse):
     state = load_checkpoint(last)
     save_checkpoint(last, state | {"args": state["args"] | {"model": "colossal"}})
-    both_refuse("last.pt", "colossal")
+    both_refuse("last.pt", "does not fit model.py, which has changed since then: unknown model 'colossal'")
 
 
 def test_a_checkpoint_trained_on_other_pixels_is_refused(last, both_refuse):
-    save_checkpoint(last, load_checkpoint(last) | {"normalisation": [0.5, 0.5]})
+    state = load_checkpoint(last)
+    save_checkpoint(last, state | {"normalisation": [0.5, 0.5]})
     both_refuse("last.pt", "normalisation")
+    save_checkpoint(last, state | {"normalisation": "\x1b[31m" * 50})
+    both_refuse("last.pt", "entry normalisation is damaged")
 
 
 def wrong_shape(weights):
@@ -156,7 +168,7 @@ def test_weights_that_do_not_fit_the_network_are_refused(last, both_refuse, spoi
 def test_the_weights_of_another_network_are_refused(last, both_refuse):
     state = load_checkpoint(last)
     save_checkpoint(last, state | {"args": state["args"] | {"model": "base"}})
-    both_refuse("last.pt", "holds no network that this version can build")
+    both_refuse("last.pt", "was model.py changed since?")
 
 
 @pytest.mark.parametrize("part", ["raw_weights", "optimizer", "history", "best", "header"])
@@ -169,7 +181,7 @@ def test_a_checkpoint_that_lacks_a_part_or_has_another_tools_is_not_gone_on_from
         spoilt.append(state | {part: {"other": "tool"}})
     for other in spoilt:
         save_checkpoint(last, other)
-        status, _, err = run(train, "--resume", "last.pt", "--data-dir", small_dir)
+        status, _, err = run(train, "--resume", "last.pt", "--data-dir", small_dir, "--device", "cpu")
         assert status == 2 and err.count("\n") == 1 and "last.pt" in err
         assert log.read_text() == before
 
@@ -177,7 +189,7 @@ def test_a_checkpoint_that_lacks_a_part_or_has_another_tools_is_not_gone_on_from
 def test_a_checkpoint_cannot_name_files_in_other_folders(last, run, small_dir, tmp_path):
     state = load_checkpoint(last)
     save_checkpoint(last, state | {"args": state["args"] | {"run_name": "../../elsewhere"}})
-    status, _, err = run(train, "--resume", "last.pt", "--data-dir", small_dir)
+    status, _, err = run(train, "--resume", "last.pt", "--data-dir", small_dir, "--device", "cpu")
     assert status == 2 and err.count("\n") == 1 and "elsewhere" in err
     assert not list(tmp_path.parent.glob("elsewhere*"))
 
@@ -202,11 +214,11 @@ def test_files_of_other_tools_are_refused(last, both_refuse, tmp_path):
 
 def test_the_seal_does_not_make_a_checkpoint_of_a_foreign_file(last, both_refuse, tmp_path):
     torch.save(load_checkpoint(last)["weights"], "bare.pt")
-    (tmp_path / "bare.pt").write_bytes(sealed((tmp_path / "bare.pt").read_bytes()))
+    (tmp_path / "bare.pt").write_bytes(with_checksum((tmp_path / "bare.pt").read_bytes()))
     both_refuse("bare.pt", "not a checkpoint of train.py")
     with zipfile.ZipFile("plain.zip", "w") as file:
         file.writestr("readme.txt", "nothing to see")
-    (tmp_path / "plain.zip").write_bytes(sealed((tmp_path / "plain.zip").read_bytes()))
+    (tmp_path / "plain.zip").write_bytes(with_checksum((tmp_path / "plain.zip").read_bytes()))
     both_refuse("plain.zip", "plain.zip")
 
 
@@ -231,7 +243,7 @@ def full_disk(monkeypatch):
                 finally:
                     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-        monkeypatch.setattr("checkpoint.open", opened, raising=False)
+        monkeypatch.setattr("support.files.open", opened, raising=False)
 
     return fill
 
@@ -265,12 +277,12 @@ def test_a_full_disk_ends_the_run_in_one_line_and_leaves_the_file_before(
     before = contents(tmp_path)
     assert sorted(before) == sorted(FILES_OF_A_RUN)
     full_disk(os.path.basename(name))
-    status, _, err = run(train, "--resume", "last.pt")
+    status, _, err = run(train, *small_flags, "--resume", "last.pt")
     assert status == 2 and err.count("\n") == 1 and name in err and "File too large" in err
     after = contents(tmp_path)
     assert sorted(after) == sorted(before) and after[name] == before[name]
-    monkeypatch.setattr("checkpoint.open", open, raising=False)
-    assert run(train, "--resume", "last.pt")[0] == 0  # and once there is room the run goes on
+    monkeypatch.setattr("support.files.open", open, raising=False)
+    assert run(train, *small_flags, "--resume", "last.pt")[0] == 0  # and once there is room the run goes on
 
 
 def test_a_full_disk_leaves_the_old_scores(last, run, small_dir, full_disk, tmp_path):
@@ -305,7 +317,7 @@ def test_a_folder_that_vanishes_under_the_run_ends_it_in_one_line(run, small_fla
     assert load_checkpoint("last.pt")["epoch"] == 1 and load_checkpoint("best.pt")["epoch"] == 1
     assert not list(tmp_path.rglob("*.tmp"))
     monkeypatch.setattr(Batches, "epoch", epochs)
-    assert run(train, "--resume", "last.pt")[0] == 0
+    assert run(train, *small_flags, "--resume", "last.pt")[0] == 0
 
 
 @pytest.mark.parametrize("call", ["os.fsync", "os.replace"])
@@ -361,7 +373,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_epoch(ru
         state = load_checkpoint(name)
         assert state["epoch"] == 1 and all(value.isfinite().all() for value in state["weights"].values())
     assert len((tmp_path / "logs" / "run.csv").read_text().splitlines()) == 2
-    assert run(train, "--resume", "last.pt")[0] == 0
+    assert run(train, *small_flags, "--resume", "last.pt")[0] == 0
 
 
 def test_a_learning_rate_far_too_high_says_so(run, small_flags, tmp_path):
@@ -385,7 +397,7 @@ def test_a_machine_without_the_memory_says_so(run, small_flags, monkeypatch):
 
     for demand in (tensor, plain, refuse):
         with monkeypatch.context() as patch:
-            patch.setattr(train, "Batches", demand)
+            patch.setattr(TwoHeadNet, "Batches", demand)
             status, _, err = run(train, *small_flags)
         assert status == 2 and err.count("\n") == 1 and "not enough memory" in err and "--batch-size" in err
     assert run(train, *small_flags)[0] == 0  # the refused starts are not in the way

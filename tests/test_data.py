@@ -1,10 +1,13 @@
 """The data: what an example is, that nothing but (seed, epoch) decides it, and that wrong files do not get in."""
 
+import concurrent.futures
+
 import numpy as np
 import pytest
 import torch
 
 import data
+from support import synthetic
 
 
 def test_an_example_is_image_and_addend_to_digit_and_sum(small):
@@ -54,6 +57,28 @@ def test_batches_and_data_loader_give_the_same_examples(small, addends_per_image
             assert torch.equal(mine, other)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_set_epoch_reaches_persistent_workers(small, workers):
+    dataset = data.RandomAddendDataset(*small, 7, augment=1.0)
+    loader = torch.utils.data.DataLoader(dataset, 350, num_workers=workers, persistent_workers=workers > 0)
+    for epoch in (0, 1, 5):
+        dataset.set_epoch(epoch)
+        image, addend, digit, sum_target = (torch.cat(parts) for parts in zip(*loader, strict=True))
+        assert torch.equal(addend, data.draw_addends(700, 1, 7, epoch).squeeze(1))
+        assert torch.equal(sum_target, digit + addend)
+        torch.testing.assert_close(image, data.prepare(small[0], data.draw_warps(700, 1.0, 7, epoch)))
+
+
+def test_the_next_epoch_is_drawn_while_a_device_computes(small):
+    """The device is the CPU here, told to draw ahead as for a GPU."""
+    plain, ahead = data.Batches(*small, 64, 3, 2, 0.5), data.Batches(*small, 64, 3, 2, 0.5)
+    ahead.drawer = concurrent.futures.ThreadPoolExecutor(1)
+    for epoch in (0, 1, 2, 7):  # 7 was not drawn ahead
+        for ours, other in zip(ahead.epoch(epoch), plain.epoch(epoch), strict=True):
+            assert all(torch.equal(mine, theirs) for mine, theirs in zip(ours, other, strict=True))
+            assert list(ahead.drawn) == [epoch + 1]
+
+
 def test_an_epoch_shows_every_image_once_the_last_batch_included(small):
     batches = data.Batches(*small, batch_size=64)
     sizes = [len(digit) for _, _, digit, _ in batches.epoch(0)]
@@ -86,26 +111,28 @@ def test_a_warp_shifts_by_at_most_two_pixels_and_keeps_black_outside():
 
 
 def test_synthetic_digits_are_reproducible_and_can_be_told_apart():
-    images, digits = data.make_synthetic(2000, seed=5)
-    again, _ = data.make_synthetic(2000, seed=5)
+    images, digits = synthetic.make_synthetic(2000, seed=5)
+    again, _ = synthetic.make_synthetic(2000, seed=5)
     assert images.shape == (2000, 28, 28) and images.dtype == np.uint8 and np.array_equal(images, again)
     assert np.bincount(digits, minlength=10).min() > 130
-    other, other_digits = data.make_synthetic(500, seed=6)  # other hands
+    other, other_digits = synthetic.make_synthetic(500, seed=6)  # other hands
     known, asked = (torch.from_numpy(x).flatten(1).float() for x in (images, other))
     nearest = torch.cdist(asked, known).argmin(dim=1).numpy()
     assert (digits[nearest] == other_digits).mean() > 0.8
 
 
 def test_synthetic_cache_is_made_anew_where_it_is_damaged(small_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "make_synthetic", lambda count, seed: (np.zeros((3, 28, 28), np.uint8), np.arange(3)))
+    monkeypatch.setattr(
+        synthetic, "make_synthetic", lambda count, seed: (np.zeros((3, 28, 28), np.uint8), np.arange(3))
+    )
     path = tmp_path / "synthetic" / "train.npz"
-    assert len(data.load_synthetic(tmp_path, train=True)[0]) == 3
-    data.save_synthetic(path, np.zeros((4, 28, 28), np.uint8), np.arange(4))
-    assert len(data.load_synthetic(tmp_path, train=True)[0]) == 4  # read, not made
+    assert len(synthetic.load_synthetic(tmp_path, train=True)[0]) == 3
+    synthetic.save_synthetic(path, np.zeros((4, 28, 28), np.uint8), np.arange(4))
+    assert len(synthetic.load_synthetic(tmp_path, train=True)[0]) == 4  # read, not made
     content = bytearray(path.read_bytes())
     content[1500] ^= 1
     path.write_bytes(content)
-    assert len(data.load_synthetic(tmp_path, train=True)[0]) == 3
+    assert len(synthetic.load_synthetic(tmp_path, train=True)[0]) == 3
 
 
 def test_mnist_is_mnist(mnist_dir):
@@ -125,7 +152,7 @@ def test_data_too_large_for_the_device_give_the_same_examples(small):
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(ours, other, strict=True))
 
 
-def test_a_batch_is_sent_before_the_one_ahead_of_it_is_worked_on():
+def test_the_next_batch_is_copied_before_the_current_one_is_used():
     happened = []
 
     def parts():
@@ -133,7 +160,7 @@ def test_a_batch_is_sent_before_the_one_ahead_of_it_is_worked_on():
             happened.append(f"made {number}")
             yield [torch.tensor(number)]
 
-    for (number,) in data.sent_ahead(parts(), torch.device("cpu")):
+    for (number,) in data.prefetch(parts(), torch.device("cpu")):
         happened.append(f"used {number}")
     assert happened == ["made 0", "made 1", "used 0", "made 2", "used 1", "used 2"]
 

@@ -15,8 +15,10 @@ import torch
 import data
 import evaluate
 import train
+from model import TwoHeadNet
+from support import mnist
 
-TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = data.MNIST_FILES
+TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = mnist.MNIST_FILES
 
 
 def idx_images(count, magic=2051, stated=None):
@@ -130,13 +132,13 @@ def mirrors(server, monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", connect_here_only)
     files = {name: (size_and_md5(PACKED[name]), size_and_md5(GOOD[name])) for name in GOOD}
-    monkeypatch.setattr(data, "MNIST_FILES", files)
-    monkeypatch.setattr(data, "SILENCE_LIMIT", 0.5)
-    monkeypatch.setattr(data, "FILE_LIMIT", 1.0)
+    monkeypatch.setattr(mnist, "MNIST_FILES", files)
+    monkeypatch.setattr(mnist, "SILENCE_LIMIT", 0.5)
+    monkeypatch.setattr(mnist, "FILE_LIMIT", 1.0)
 
     def use(*behaviours):
         host, port = server.server_address
-        monkeypatch.setattr(data, "MIRRORS", tuple(f"http://{host}:{port}/{name}/" for name in behaviours))
+        monkeypatch.setattr(mnist, "MIRRORS", tuple(f"http://{host}:{port}/{name}/" for name in behaviours))
 
     use()
     return use
@@ -190,7 +192,7 @@ DAMAGE = {
 def test_a_damaged_file_is_named_and_nothing_is_trained_on_it(run, mirrors, raw, monkeypatch, damage, packed):
     """Where nothing can be downloaded; --dataset auto does not turn to synthetic digits either."""
     mirrors("404")
-    monkeypatch.setattr(train, "Batches", lambda *arguments, **options: pytest.fail("trained"))
+    monkeypatch.setattr(TwoHeadNet, "Batches", lambda *arguments, **options: pytest.fail("trained"))
     name, content = DAMAGE[damage]
     path = raw / name
     if packed:
@@ -224,11 +226,11 @@ def test_a_gz_bomb_is_not_unpacked(mirrors, raw, monkeypatch, padded):
 def test_a_damaged_file_is_made_anew_from_its_archive_or_a_mirror(mirrors, raw, server):
     (raw / TRAIN_IMAGES).write_bytes(flipped(IMAGES))
     (raw / f"{TRAIN_IMAGES}.gz").write_bytes(PACKED[TRAIN_IMAGES])
-    assert is_good(*data.load_mnist(raw.parents[1], train=True), 90) and server.asked == []
+    assert is_good(*mnist.load_mnist(raw.parents[1], train=True), 90) and server.asked == []
     mirrors("good")
     (raw / TRAIN_IMAGES).write_bytes(flipped(IMAGES))
     (raw / f"{TRAIN_IMAGES}.gz").write_bytes(b"damaged too")
-    assert is_good(*data.load_mnist(raw.parents[1], train=True), 90) and server.asked == ["good"]
+    assert is_good(*mnist.load_mnist(raw.parents[1], train=True), 90) and server.asked == ["good"]
     assert (raw / TRAIN_IMAGES).read_bytes() == IMAGES
     assert (raw / f"{TRAIN_IMAGES}.gz").read_bytes() == PACKED[TRAIN_IMAGES]
 
@@ -283,18 +285,18 @@ def test_mirrors_that_are_all_bad_end_in_one_line_and_leave_nothing(
     mirrors, server, run, monkeypatch, tmp_path, behaviour
 ):
     mirrors(behaviour)
-    monkeypatch.setattr(data, "FILE_LIMIT", 0.5)
+    monkeypatch.setattr(mnist, "FILE_LIMIT", 0.5)
     status, _, err = run(train, "--dataset", "mnist", "--val-size", 10)
     *downloads, error = err.splitlines()
     assert status == 2 and "could not be downloaded" in error and BAD[behaviour] in error and TRAIN_IMAGES in error
-    assert len(downloads) == len(server.asked) == data.ATTEMPTS
+    assert len(downloads) == len(server.asked) == mnist.ATTEMPTS
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_an_endless_answer_is_not_read_to_its_end(mirrors, server):
     mirrors("endless")
-    with pytest.raises(data.MissingDataError):
-        data.download(f"{TRAIN_IMAGES}.gz", data.MNIST_FILES[TRAIN_IMAGES][0])
+    with pytest.raises(mnist.MissingDataError):
+        mnist.download(f"{TRAIN_IMAGES}.gz", mnist.MNIST_FILES[TRAIN_IMAGES][0])
     assert server.sent < 100e6  # what fits in the buffers between
 
 

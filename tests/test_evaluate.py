@@ -7,7 +7,7 @@ import torch
 
 import evaluate
 from evaluate import interval, predict_pairs, score
-from model import build_size
+from model import build_model
 
 
 def predictions(digits):
@@ -48,20 +48,24 @@ def test_heads_can_agree_on_a_wrong_answer():
     assert scores["head_agreement"] == 1.0 and scores["joint_accuracy"] == 0.0
 
 
-def test_interval_widens_when_the_pairs_of_an_image_fall_together():
-    scattered = torch.ones(1000, 10, dtype=torch.bool)
-    scattered[:100, 0] = False  # 100 misses in 100 images
+def test_the_interval_counts_images_not_pairs_and_is_monotone_in_the_misses():
+    """The pairs of an image stand or fall together: 1,000 images are 1,000 observations, however the misses lie."""
+    right = torch.ones(1000, 10, dtype=torch.bool)
+    low, high = interval(right)
+    assert low == pytest.approx(1000 / 1003.8415, abs=1e-6) and high == 1.0
+    places = torch.randperm(10_000, generator=torch.Generator().manual_seed(0))
+    for place in places[:2000]:
+        right.view(-1)[place] = False
+        before, (low, high) = (low, high), interval(right)
+        assert low < before[0] and high <= before[1] and low < right.double().mean() < high
     together = torch.ones(1000, 10, dtype=torch.bool)
-    together[:10] = False  # 100 misses in 10 images
-    (low, high), (wide_low, wide_high) = interval(scattered), interval(together)
-    assert low < 0.99 < high and wide_low < 0.99 < wide_high
-    assert wide_high - wide_low > 2.5 * (high - low)
-    assert interval(torch.ones(1000, 10, dtype=torch.bool)) == pytest.approx([1000 / 1003.84, 1.0], abs=1e-4)
+    together[:200] = False
+    assert interval(together) == pytest.approx(interval(right))
 
 
 def test_the_ragged_last_batch_is_counted(small):
     torch.manual_seed(0)
-    model = build_size("tiny").eval()
+    model = build_model("tiny").eval()
     whole = predict_pairs([model], small[0], batch_size=700)
     ragged = predict_pairs([model], small[0], batch_size=64)
     assert whole[0].shape == (700, 10)
@@ -69,7 +73,7 @@ def test_the_ragged_last_batch_is_counted(small):
 
 
 def test_scoring_is_in_eval_mode_and_leaves_no_trace(small):
-    model = build_size("tiny").train()
+    model = build_model("tiny").train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     predict_pairs([model], small[0])
@@ -78,7 +82,7 @@ def test_scoring_is_in_eval_mode_and_leaves_no_trace(small):
 
 
 def test_an_ensemble_averages_probabilities(small):
-    models = [build_size("tiny").eval() for _ in range(3)]
+    models = [build_model("tiny").eval() for _ in range(3)]
     image, addend = evaluate.prepare(small[0][:20]), torch.arange(10).expand(20, 10)
     mean = torch.stack([model(image, addend)[1].softmax(-1) for model in models]).mean(0)
     assert torch.equal(predict_pairs(models, small[0][:20])[1], mean.argmax(-1))
@@ -102,3 +106,10 @@ def test_several_checkpoints_are_an_ensemble(run, trained, small_dir):
     one = run(evaluate, "--ckpt", best, "--data-dir", small_dir)[1]
     two = run(evaluate, "--ckpt", best, trained / "logs" / "run-best.pt", "--data-dir", small_dir)[1]
     assert "ensemble of 2" in two and two.splitlines()[2:] == one.splitlines()[2:]
+
+
+def test_a_checkpoint_can_be_named_without_the_flag(run, trained, small_dir):
+    best = trained / "best.pt"
+    plain = run(evaluate, best, "--data-dir", small_dir)
+    assert plain[0] == 0 and plain == run(evaluate, "--ckpt", best, "--data-dir", small_dir)
+    assert "ensemble of 2" in run(evaluate, best, best, "--data-dir", small_dir)[1]

@@ -1,4 +1,4 @@
-"""The faster ways to take a step, as far as they run without a GPU: a stand-in plays the recording."""
+"""The accelerated network, as far as it runs without a GPU: a stand-in plays the capture."""
 
 import argparse
 
@@ -6,127 +6,98 @@ import pytest
 import torch
 
 import data
-import graphs
 import train
-from checkpoint import load_checkpoint
+from support import graphs
+from support.checkpoint import load_checkpoint
 
 
 @pytest.fixture
-def played(monkeypatch):
-    """CUDA graphs played on the CPU; returns the list of what happened, "aside", "record" and "replay"."""
-    happened = []
+def captured(monkeypatch):
+    """CUDA graphs played on the CPU; returns the list of the batch sizes of the replays."""
+    replays = []
 
-    def aside(step, batch):
-        happened.append("aside")
-        return step(batch, 1)
+    def make_graphed_callables(module, sample_args):
+        assert isinstance(module, torch.nn.Module) and module.training  # else the parameters would get no gradients
+        assert not torch.is_autocast_cache_enabled()
+        shapes, forward = [tensor.shape for tensor in sample_args], module.forward
 
-    def record(step, batch):
-        happened.append("record")
-        result = torch.empty(2)
+        def replay(*arguments):
+            assert [tensor.shape for tensor in arguments] == shapes
+            replays.append(len(arguments[0]))
+            return forward(*arguments)
 
-        def replay():
-            happened.append("replay")
-            result.copy_(step(batch, 1))  # reads the tensors it was recorded with, as a graph does
+        module.forward = replay  # as PyTorch does
+        return module
 
-        return replay, result
+    def captured(model, image, addend):
+        return make_graphed_callables(graphs.Wrapper(model), (image, addend))
 
-    monkeypatch.setattr(graphs, "aside", aside)
-    monkeypatch.setattr(graphs, "record", record)
-    monkeypatch.setattr(train, "recorded", lambda args, device: args.cuda_graph)
-    return happened
+    monkeypatch.setattr(graphs, "captured", captured)
+    return replays
 
 
-def test_a_recorded_step_trains_the_same_network(run, small_flags, trained, played):
-    """600 images in batches of 64 leave a smaller one, which cannot be replayed."""
+def test_a_captured_network_trains_the_same(run, small_flags, trained, captured):
+    """600 images in batches of 64 leave a smaller one, which is not replayed."""
     status, _, err = run(train, *small_flags, "--cuda-graph")
     assert status == 0 and not err
-    assert played == ["aside"] * 3 + ["record"] + ["replay"] * 15  # 9 whole batches an epoch
-    recorded, plain = load_checkpoint("last.pt"), load_checkpoint(trained / "last.pt")
-    for ours, other in zip(recorded["history"], plain["history"], strict=True):
-        assert ours["sum_loss"] == pytest.approx(other["sum_loss"], rel=1e-3)
-        assert ours["learning_rate"] == pytest.approx(other["learning_rate"], rel=1e-5, abs=1e-9)
-    for name, value in plain["raw_weights"].items():
-        torch.testing.assert_close(recorded["raw_weights"][name], value, atol=1e-2, rtol=1e-2)
-
-
-def test_a_recorded_run_can_go_on_recorded_and_without(run, small_flags, played, monkeypatch, tmp_path):
-    assert run(train, *small_flags, "--cuda-graph")[0] == 0
-    whole = load_checkpoint("last.pt")["raw_weights"]
-    save = train.save_last
-
-    def stop(folder, name, state):
-        save(folder, name, state)
-        if state["epoch"] == 1:
-            raise KeyboardInterrupt
-
-    for able in (True, False):
-        out = tmp_path / f"part{able}"
-        with monkeypatch.context() as patch:
-            patch.setattr(train, "save_last", stop)
-            assert run(train, *small_flags, "--cuda-graph", "--out", out)[0] == 130
-        monkeypatch.setattr(train, "recorded", lambda args, device, able=able: args.cuda_graph and able)
-        status, _, err = run(train, "--resume", out / "last.pt", "--out", out)
-        assert status == 0 and ("going on without" in err) != able
-        for name, value in load_checkpoint(out / "last.pt")["raw_weights"].items():
-            torch.testing.assert_close(value, whole[name], atol=1e-3, rtol=1e-3)
-
-
-def test_a_recording_finds_the_rate_where_it_was(monkeypatch):
-    """A graph reads the tensor that it was recorded with: neither a new rate nor a loaded state may replace it."""
-    monkeypatch.setattr(train, "recorded", lambda args, device: True)
-    args, _ = train.parse_arguments(["--model", "tiny", "--cuda-graph"])
-    _, optimizer, _ = train.build(args, torch.device("cpu"))
-    (group,) = optimizer.param_groups
-    rate = group["lr"]
-    train.set_learning_rate(optimizer, 0.25)
-    assert group["lr"] is rate and rate.item() == 0.25
-    monkeypatch.setattr(train, "recorded", lambda args, device: False)
-    _, plain, _ = train.build(args, torch.device("cpu"))
-    train.load_optimizer(optimizer, plain.state_dict())
-    (group,) = optimizer.param_groups
-    assert group["lr"] is rate and group["capturable"] and not plain.param_groups[0]["capturable"]
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_on_cuda_a_recorded_step_trains_as_the_plain_one(run, small_flags):
-    flags = ["cuda" if flag == "cpu" else flag for flag in small_flags]
-    for name, more in (("plain", []), ("recorded", ["--cuda-graph"])):
-        status, _, err = run(train, *flags, *more, "--out", name)
-        assert status == 0 and not err
-    plain, recorded = (load_checkpoint(f"{name}/last.pt")["history"] for name in ("plain", "recorded"))
-    for ours, other in zip(recorded, plain, strict=True):
-        assert ours["sum_loss"] == pytest.approx(other["sum_loss"], rel=1e-2)
-
-
-def test_where_the_recording_fails_the_run_goes_on_with_a_word(run, small_flags, played, monkeypatch):
-    def fail(step, batch):
-        raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
-
-    monkeypatch.setattr(graphs, "record", fail)
-    status, out, err = run(train, *small_flags, "--cuda-graph")
-    assert status == 0 and "joint accuracy" in out
-    assert err == "WARNING: --cuda-graph: the step cannot be recorded, going on without: " + (
-        "operation not permitted when stream is capturing\n"
-    )
-
-
-def test_flags_that_are_not_to_be_had_are_named_on_stderr_and_in_the_log(run, small_flags, trained, monkeypatch):
-    def no_compiler(model, **_):
-        def compiled(*_):
-            raise RuntimeError("no working C++ compiler\nmore lines")
-
-        return compiled
-
-    monkeypatch.setattr(torch, "compile", no_compiler)
-    status, out, err = run(train, *small_flags, "--cuda-graph", "--compile")
-    assert status == 0 and err.count("going on without") == err.count("\n") == 2
-    assert "no working C++ compiler" in out and out.count("\nnote  ") == 2
+    assert captured == [64] * (1 + 18)  # the trial, and 9 whole batches in each of two epochs
     ours, plain = load_checkpoint("last.pt")["raw_weights"], load_checkpoint(trained / "last.pt")["raw_weights"]
     assert all(torch.equal(ours[name], value) for name, value in plain.items())
 
 
+def test_a_captured_run_continues_without(run, small_flags, captured, monkeypatch, trained):
+    epochs = data.Batches.epoch
+
+    def stop(self, epoch):
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return epochs(self, epoch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(data.Batches, "epoch", stop)
+        status, _, err = run(train, *small_flags, "--cuda-graph")
+    assert status == 130 and "--cuda-graph" in err
+    assert run(train, "--resume", "last.pt", *small_flags)[0] == 0
+    assert len(captured) == 1 + 9
+    ours, plain = load_checkpoint("last.pt")["raw_weights"], load_checkpoint(trained / "last.pt")["raw_weights"]
+    assert all(torch.equal(ours[name], value) for name, value in plain.items())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_on_cuda_a_captured_network_trains_as_the_plain_one(run, small_flags, precision):
+    flags = ["cuda" if flag == "cpu" else flag for flag in small_flags]
+    for name, more in (("plain", []), ("captured", ["--cuda-graph"])):
+        status, _, err = run(train, *flags, "--precision", precision, *more, "--out", name)
+        assert status == 0 and not err
+    plain, captured = (load_checkpoint(f"{name}/last.pt")["history"] for name in ("plain", "captured"))
+    for ours, other in zip(captured, plain, strict=True):
+        assert ours["sum_loss"] == pytest.approx(other["sum_loss"], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("flag", "problem"), [("--cuda-graph", "it needs --device cuda"), ("--compile", "no working C++ compiler")]
+)
+def test_unavailable_options_are_named_on_stderr_and_in_the_log(run, small_flags, trained, monkeypatch, flag, problem):
+    def fail(*_, **__):
+        raise RuntimeError("no working C++ compiler\nmore lines")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    status, out, err = run(train, *small_flags, flag)
+    assert status == 0 and err == f"WARNING: {flag} is unavailable, continuing without: {problem}\n"
+    assert f"\nnote        {flag} is unavailable" in out
+    ours, plain = load_checkpoint("last.pt")["raw_weights"], load_checkpoint(trained / "last.pt")["raw_weights"]
+    assert all(torch.equal(ours[name], value) for name, value in plain.items())
+
+
+def test_both_options_at_once_use_the_first(run, small_flags, captured, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model, **_: graphs.Wrapper(model))
+    status, _, err = run(train, *small_flags, "--cuda-graph", "--compile")
+    assert status == 0 and "does not combine with --compile" in err and not captured
+
+
 def test_compiling_is_tried_before_the_run_and_leaves_no_trace(small, monkeypatch):
-    """The trial moves batch norm's statistics and leaves gradients, which must not stay; small batches go plainly."""
+    """The trial changes batch norm's statistics and leaves gradients; a smaller batch is not compiled again."""
     calls = []
 
     def compile_(model, **_):
@@ -141,8 +112,8 @@ def test_compiling_is_tried_before_the_run_and_leaves_no_trace(small, monkeypatc
     model, _, _ = train.build(args, torch.device("cpu"))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     batch, *_ = data.Batches(*small, 64, addends_per_image=3).epoch(0)
-    network, note = graphs.compile_network(model, batch, "float32")
-    assert note is None and calls == [64]
+    network, problem = graphs.accelerate(graphs.compiled, model, batch, "float32")
+    assert problem is None and calls == [64]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     network(batch[0], batch[1])
@@ -154,7 +125,7 @@ def test_compiling_is_tried_before_the_run_and_leaves_no_trace(small, monkeypatc
 def test_a_compiled_network_trains_the_same(run, small_flags, trained):
     """Skips where there is no compiler; takes a minute where there is one."""
     status, _, err = run(train, *small_flags, "--compile")
-    if "going on without" in err:
+    if "continuing without" in err:
         pytest.skip(err)
     assert status == 0
     compiled, plain = load_checkpoint("last.pt"), load_checkpoint(trained / "last.pt")

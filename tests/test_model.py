@@ -1,24 +1,30 @@
 """The network: its sizes, its shapes, and that both inputs and both heads matter."""
 
+import functools
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
 
+import evaluate
+import train
 from data import Batches
-from model import SIZES, build_size
+from model import SIZES, build_model, staged_encoder
 
-LIMITS = {"tiny": 10_000, "base": 120_000, "large": 2_000_000, "fast": 120_000}
+LIMITS = {"tiny": 10_000, "base": 120_000, "large": 2_000_000, "fast": 120_000}  # parameters; other sizes have none
 
 
 @pytest.fixture(params=SIZES)
 def model(request):
-    return build_size(request.param)
+    return build_model(request.param)
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes_keep_their_promise(name):
-    assert sum(parameter.numel() for parameter in build_size(name).parameters()) <= LIMITS[name]
+    parameters, limit = sum(parameter.numel() for parameter in build_model(name).parameters()), LIMITS.get(name)
+    assert limit is None or parameters <= limit, f"{name} has {parameters:,d} parameters; its limit here is {limit:,d}"
 
 
 def test_many_addends_equal_one_at_a_time(model):
@@ -31,6 +37,37 @@ def test_many_addends_equal_one_at_a_time(model):
         assert one_digit.shape == (6, 10) and one_sum.shape == (6, 19)
         torch.testing.assert_close(digit_logits[:, k], one_digit)
         torch.testing.assert_close(sum_logits[:, k], one_sum)
+
+
+@pytest.mark.parametrize(
+    ("image", "addend", "error", "wanted"),
+    [
+        (torch.zeros(1, 1, 28, 28), 5, TypeError, "torch.tensor([5])"),
+        (np.zeros((1, 1, 28, 28)), torch.tensor([5]), TypeError, "must be tensors"),
+        (torch.zeros(28, 28), torch.tensor([5]), ValueError, "[B, 1, 28, 28], not [28, 28]"),
+        (torch.zeros(2, 28, 28, 1), torch.tensor([5, 5]), ValueError, "[B, 1, 28, 28], not [2, 28, 28, 1]"),
+        (torch.zeros(2, 1, 28, 28), torch.tensor(5), ValueError, "[B] or [B, K]"),
+        (torch.zeros(2, 1, 28, 28), torch.tensor([5]), ValueError, "B = 2, not torch.int64 [1]"),
+        (torch.zeros(2, 1, 28, 28), torch.tensor([5.0, 5.0]), ValueError, "must be int64"),
+    ],
+)
+def test_wrong_inputs_are_answered_with_the_wanted_shapes(model, image, addend, error, wanted):
+    with pytest.raises(error, match=re.escape(wanted)):
+        model(image, addend)
+
+
+def test_an_added_size_trains_and_scores_and_its_removal_is_explained(run, small_flags, small_dir, monkeypatch):
+    size = dict(encoder=functools.partial(staged_encoder, stages=((4,), (8,), (8,))), features=8, hidden=16)
+    flags = ["--ckpt", "logs/run-best.pt", "--data-dir", small_dir]
+    with monkeypatch.context() as patch:
+        patch.setitem(SIZES, "mine", size)
+        assert run(train, *small_flags, "--model", "mine", "--epochs", 1)[0] == 0
+        assert run(evaluate, *flags)[0] == 0
+    status, _, err = run(evaluate, *flags)
+    assert status == 2 and "model.py, which has changed since then: unknown model 'mine'" in err
+    monkeypatch.setitem(SIZES, "mine", size | dict(hidden=17))
+    status, _, err = run(evaluate, *flags)
+    assert status == 2 and "fusion.0.weight should be float32 [17, 18]; was model.py changed since?" in err
 
 
 def test_the_encoder_runs_once_an_image(model):
@@ -47,7 +84,7 @@ def test_outputs_are_logits_not_probabilities(model):
 
 def test_initial_loss_is_that_of_guessing(small):
     torch.manual_seed(0)
-    model = build_size("base")
+    model = build_model("base")
     image, addend, digit, sum_target = next(Batches(*small, 256, addends_per_image=10).epoch(0))
     digit_logits, sum_logits = model(image, addend)
     loss = model.digit_loss(digit_logits, digit) + model.sum_loss(sum_logits, sum_target)

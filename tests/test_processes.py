@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import train
-from checkpoint import load_checkpoint
 from conftest import ROOT
 from data import Batches
+from support.checkpoint import load_checkpoint
 
 WORLD = 2
 
@@ -38,9 +38,9 @@ def rows(folder):
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_the_processes_share_each_batch_out(small, world):
+def test_each_process_takes_its_part_of_each_batch(small, world):
     whole = list(Batches(*small, 64, addends_per_image=2).epoch(1))
-    parts = [Batches(*small, 64, addends_per_image=2, rank=rank, world=world) for rank in range(world)]
+    parts = [Batches(*small, 64, addends_per_image=2, rank=rank, world_size=world) for rank in range(world)]
     for step, batches in enumerate(zip(*(part.epoch(1) for part in parts), strict=True)):
         for rank, part in enumerate(batches):
             for mine, all_of_it in zip(part, whole[step], strict=True):
@@ -53,7 +53,7 @@ def test_the_processes_share_each_batch_out(small, world):
 
 def test_a_tail_smaller_than_the_processes_counts_each_image_once(small):
     images, digits = small[0][:65], small[1][:65]
-    parts = [Batches(images, digits, 64, rank=rank, world=3) for rank in range(3)]
+    parts = [Batches(images, digits, 64, rank=rank, world_size=3) for rank in range(3)]
     assert [part.weight(1) for part in parts] == [3, 0, 0]
     assert all(len(list(part.epoch(0))[1][2]) == 1 for part in parts)  # none is without an image to go forward with
 
@@ -93,7 +93,8 @@ def test_a_process_that_dies_ends_the_job_and_it_can_go_on(small_flags, in_two, 
     """Process 1 is killed in the second epoch; resumed, the two end where two that were not disturbed do."""
     (tmp_path / "dying.py").write_text(
         f"import os, signal, sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "import cli, train\n"
+        "import train\n"
+        "from support import cli\n"
         "from data import Batches\n"
         "epochs = Batches.epoch\n"
         "def epoch(self, number):\n"
@@ -107,7 +108,7 @@ def test_a_process_that_dies_ends_the_job_and_it_can_go_on(small_flags, in_two, 
     status, output = launch(tmp_path, *flags, program=tmp_path / "dying.py")
     assert status != 0 and "Signal 9 (SIGKILL) received" in output
     assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
-    status, output = launch(tmp_path, "--resume", "last.pt")
+    status, output = launch(tmp_path, "--resume", "last.pt", *flags)
     assert status == 0, output
     whole, resumed = (load_checkpoint(folder / "last.pt")["raw_weights"] for folder in (in_two[0], tmp_path))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -7,13 +7,13 @@ import torch
 
 import evaluate
 import train
-from data import Batches, draw_addends, draw_order
-from model import SUM_ENCODINGS, to_bits
-from published import DESIGNS, FAULTS, MODELS, build_model, scores_as_published
+from data import prepare
+from model import SUM_ENCODINGS, build_model, to_bits
+from studies.published import DESIGNS, FAULTS, report
 
 
-def parameters(name, faults=()):
-    return sum(parameter.numel() for parameter in build_model(name, faults).parameters())
+def parameters(name):
+    return sum(parameter.numel() for parameter in build_model(name).parameters())
 
 
 def a_batch(size=8, addends=1):
@@ -26,7 +26,7 @@ def a_batch(size=8, addends=1):
 @pytest.mark.parametrize("name", DESIGNS)
 @pytest.mark.parametrize("mended", [False, True])
 def test_many_addends_equal_one_at_a_time(name, mended):
-    model = build_model(name, () if mended else DESIGNS[name][1]).eval()
+    model = build_model(f"{name}+mended" if mended else name).eval()
     image, addend, _, _ = a_batch(4, addends=3)
     digit_outputs, sum_outputs = model(image, addend)
     assert digit_outputs.shape == (4, 3, 10)
@@ -38,7 +38,7 @@ def test_many_addends_equal_one_at_a_time(name, mended):
 
 def test_sizes_are_those_stated_or_derived():
     assert parameters("shared-softmax-lenet") == parameters("two-softmax-lenet") == 71_573
-    assert parameters("argmax-regression", DESIGNS["argmax-regression"][1]) == 100_461
+    assert parameters("argmax-regression") == 100_461
     pooling = build_model("average-pooling")
     assert round(parameters("average-pooling") / 1000, 1) == 17.3
     assert round(sum(p.numel() for p in pooling.encoder.parameters()) / 1000, 1) == 9.9
@@ -49,27 +49,28 @@ def test_sizes_are_those_stated_or_derived():
 @pytest.mark.parametrize("name", DESIGNS)
 def test_every_fault_is_explained_and_can_be_turned_off(name):
     assert set(DESIGNS[name][1]) <= set(FAULTS)
-    published, _ = train.parse_arguments(["--model", name])
-    mended, _ = train.parse_arguments(["--model", name, "--faults", "none"])
-    assert published.faults == list(DESIGNS[name][1]) and mended.faults == []
-    assert published.epochs == mended.epochs == DESIGNS[name][2]["epochs"]
+    published, mended = build_model(name), build_model(f"{name}+mended")
+    assert published.Batches.args == published.extra_report.args == (tuple(DESIGNS[name][1]),)
+    assert mended.Batches.args == mended.extra_report.args == ((),)
+    for chosen in (name, f"{name}+mended", f"{name}+no-nine"):
+        assert train.parse_arguments(["--model", chosen])[0].epochs == DESIGNS[name][2]["epochs"]
 
 
 def test_softmax_before_cross_entropy_has_a_floor():
-    model = build_model("two-softmax-lenet", ["early-softmax"])
+    model = build_model("two-softmax-lenet+early-softmax")
     digit, sum_target = torch.arange(10), torch.arange(19)
     perfect_digit, perfect_sum = torch.eye(10), torch.eye(19)  # all probability on the right answer
     assert model.digit_loss(perfect_digit, digit).item() == pytest.approx(math.log(math.e + 9) - 1) == 1.46115
     assert model.sum_loss(perfect_sum, sum_target).item() == pytest.approx(2.0310, abs=1e-4)
     outputs = model(*a_batch()[:2])
     assert all(torch.allclose(output.sum(-1), torch.ones(8)) for output in outputs)
-    mended = build_model("two-softmax-lenet")
+    mended = build_model("two-softmax-lenet+mended")
     assert mended.digit_loss(1000 * perfect_digit, digit).item() == 0
 
 
 def test_one_softmax_over_both_heads_shares_one_unit():
     torch.manual_seed(0)
-    model = build_model("shared-softmax-lenet", ["shared-softmax"])
+    model = build_model("shared-softmax-lenet+shared-softmax")
     image, addend, digit, sum_target = a_batch(64)
     digit_outputs, sum_outputs = model(image, addend)
     torch.testing.assert_close(digit_outputs.sum(-1) + sum_outputs.sum(-1), torch.ones(64))
@@ -79,9 +80,9 @@ def test_one_softmax_over_both_heads_shares_one_unit():
     assert model.sum_loss(sure[:, 10:], sum_target).item() == pytest.approx(math.log(19))
 
 
-@pytest.mark.parametrize(("faults", "reached"), [(["argmax"], False), ([], True)])
-def test_argmax_cuts_the_gradient_of_the_sum(faults, reached):
-    model = build_model("argmax-regression", faults)
+@pytest.mark.parametrize(("fault", "reached"), [("argmax", False), ("mended", True)])
+def test_argmax_cuts_the_gradient_of_the_sum(fault, reached):
+    model = build_model(f"argmax-regression+{fault}")
     image, addend, _, sum_target = a_batch()
     model.sum_loss(model(image, addend)[1], sum_target).backward()
     gradients = [parameter.grad for parameter in model.encoder.parameters()]
@@ -89,21 +90,44 @@ def test_argmax_cuts_the_gradient_of_the_sum(faults, reached):
 
 
 def test_raw_addend_is_one_input_and_one_hot_ten():
-    widths = [build_model("argmax-regression", faults).adder[0].in_features for faults in (["raw-addend"], [])]
+    names = ("argmax-regression+raw-addend", "argmax-regression+mended")
+    widths = [build_model(name).adder[0].in_features for name in names]
     assert widths == [2, 11]
 
 
-def test_resampling_misses_37_percent_of_the_images():
-    seen = len(draw_order(20_000, 0, 0, resample=32).unique())
-    assert 1 - seen / 20_000 == pytest.approx(math.exp(-1), abs=0.01)
-    assert len(draw_order(20_000, 0, 0).unique()) == 20_000
+@pytest.mark.parametrize(("name", "missed"), [("base+resample", math.exp(-1)), ("base", 0)])
+def test_resampling_misses_37_percent_of_the_images(name, missed):
+    """Each image holds its own index in two pixels."""
+    count = 20_000
+    images, index = torch.zeros(count, 1, 28, 28, dtype=torch.uint8), torch.arange(count)
+    batches = build_model(name).Batches(images, index, 32)
+    seen = torch.cat([digit for _, _, digit, _ in batches.epoch(0)])
+    assert len(seen) == count and 1 - len(seen.unique()) / count == pytest.approx(missed, abs=0.01)
 
 
-@pytest.mark.parametrize(("addends", "numbers"), [(9, 9), (10, 10)])
-def test_the_number_nine_is_not_drawn(small, addends, numbers):
-    assert draw_addends(10_000, 1, 0, 0, addends).unique().tolist() == list(range(numbers))
-    batches = Batches(*small, 64, addends=addends)
-    assert torch.cat([addend for _, addend, _, _ in batches.epoch(0)]).max() == numbers - 1
+@pytest.mark.parametrize("addends_per_image", [1, 3])
+@pytest.mark.parametrize(("name", "numbers"), [("tiny+no-nine", 9), ("two-softmax-lenet", 9), ("tiny", 10)])
+def test_the_number_nine_is_not_drawn(small, name, numbers, addends_per_image):
+    batches = build_model(name).Batches(*small, 64, 0, addends_per_image)
+    addends = torch.cat([addend for _, addend, _, _ in batches.epoch(0)])
+    assert addends.unique().tolist() == list(range(numbers))
+
+
+@pytest.mark.parametrize("name", ["two-softmax-lenet", "shared-softmax-lenet", "two-softmax-lenet+mended"])
+def test_an_ensemble_applies_the_softmax_once(small, name):
+    """The mean of two networks' probabilities, also of those whose outputs are probabilities."""
+    models = [build_model(name).eval() for _ in range(2)]
+    for model in models:
+        for parameter in model.heads.parameters():
+            parameter.data *= 30  # sure of their answers, so that a second softmax changes the mean
+    image, addend = prepare(small[0][:200]), torch.arange(10).expand(200, 10)
+    probabilities = []
+    for model in models:
+        outputs = model(image, addend)[0]
+        probabilities.append(outputs.softmax(-1) if "mended" in name else outputs / outputs.sum(-1, keepdim=True))
+        torch.testing.assert_close(model.digit_probabilities(outputs), probabilities[-1])
+    digit_predictions, _ = evaluate.predict_pairs(models, small[0][:200])
+    assert torch.equal(digit_predictions, (probabilities[0] + probabilities[1]).argmax(-1))
 
 
 def test_counting_as_published():
@@ -111,23 +135,26 @@ def test_counting_as_published():
     digit_predictions = digits.unsqueeze(1).expand(-1, 10).clone()
     sum_predictions = digit_predictions + torch.arange(10)
     digit_predictions[:100], sum_predictions[:100] = -1, -1  # wrong together: the joint accuracy is 99 %
-    lines = scores_as_published(
+    lines = report(
         ["product", "last-batch", "dropped-batch"], digit_predictions, sum_predictions, digits, batch_size=128
     )
     assert "98.010 %" in lines[0]
     assert "digit 16/10000, sum 16/10000" in lines[1]
     assert "without the last 16" in lines[2] and f"{100 * 9884 / 9984:.3f}" in lines[2]
-    assert scores_as_published([], digit_predictions, sum_predictions, digits, 128) == []
+    assert report([], digit_predictions, sum_predictions, digits, 128) == []
 
 
 def test_a_fault_or_an_encoding_where_it_cannot_be_is_refused(run):
     for flags in (
-        "--model base --faults argmax",
-        "--model narrow-trunk --faults early-softmax",
+        "--model base+argmax",
+        "--model narrow-trunk+early-softmax",
+        "--model narrow-trunk+mended+no-nine",
         "--model average-pooling --sum-encoding binary",
+        "--model two-softmax",
+        "--model +mended",
     ):
         status, _, err = run(train, *flags.split(), "--dataset", "synthetic")
-        assert status == 2 and err.count("\n") == 1 and flags.split()[1] in err
+        assert status == 2 and err.count("\n") == 1 and flags.split()[1].split("+")[0] in err
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -181,10 +208,12 @@ def test_encodings_train_and_score_from_the_command_line(run, small_flags, small
     assert next(line for line in out.splitlines() if "joint accuracy" in line) in scored
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name in DESIGNS])
-def test_designs_train_from_the_command_line(run, small_flags, name):
+@pytest.mark.parametrize("name", DESIGNS)
+def test_designs_train_and_resume_from_the_command_line(run, small_flags, small_dir, name):
     flags = [name if flag == "tiny" else flag for flag in small_flags]
     status, out, err = run(train, *flags, "--epochs", 1)
     assert status == 0, err
     counted = {"product", "last-batch", "dropped-batch"} & set(DESIGNS[name][1])
     assert ("as published" in out) == bool(counted)
+    status, _, err = run(train, "--resume", "last.pt", "--device", "cpu", "--data-dir", small_dir)
+    assert status == 0, err

@@ -17,7 +17,7 @@ def test_the_lines_from_python_run(tmp_path, monkeypatch, capsys, trained, small
     (tmp_path / "data").symlink_to(small_dir)
     (tmp_path / "example.py").write_text(code)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("data.MIRRORS", ())  # no MNIST: the example then runs on the small synthetic data
+    monkeypatch.setattr("support.mnist.MIRRORS", ())  # no MNIST: the example then runs on the small synthetic data
     runpy.run_path("example.py")
     accuracy, misses, _, pairs = capsys.readouterr().out.split()
     assert pairs == "1500" and float(accuracy) == pytest.approx(1 - int(misses) / 1500)

@@ -8,11 +8,14 @@ import time
 
 import pytest
 
-import reproduce
 import train
-from cli import UserError
 from conftest import ROOT
-from published import DESIGNS
+from model import build_model
+from studies import reproduce
+from studies.plan import SAME_WHEN_MENDED, finished, plan
+from studies.published import DESIGNS
+from studies.tables import PAGES, tables
+from support.cli import UserError
 
 FLAGS = "--model tiny --dataset synthetic --epochs {} --val-size 100 --batch-size 64 --seed {}"
 
@@ -33,26 +36,33 @@ def test_the_tables_of_the_readme_are_those_of_the_logs(run):
 
 
 def test_check_notices_a_changed_figure(run, monkeypatch, tmp_path):
-    text = (ROOT / "README.md").read_text()
-    (tmp_path / "README.md").write_text(text.replace("| `base` |", "| `base` | 9"))
-    (tmp_path / "logs").symlink_to(ROOT / "logs")
-    monkeypatch.setattr(reproduce, "HERE", tmp_path)
-    status, _, err = run(reproduce, "--check")
-    assert status == 1 and "differs from the logs" in err
-    assert (tmp_path / "README.md").read_text() != text  # and it did not mend it
-    (tmp_path / "README.md").write_text("no tables here")
-    status, _, err = run(reproduce, "--check")
-    assert status == 2 and "lacks the markers" in err
+    for page in PAGES:
+        (tmp_path / page).parent.mkdir(exist_ok=True)
+        (tmp_path / page).write_text((ROOT / page).read_text())
+    (tmp_path / "logs" / "records").symlink_to(ROOT / "logs" / "records")
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    assert run(reproduce, "--check")[0] == 0
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        (tmp_path / page).write_text(text.replace(" cpu: ", " cpu: 9").replace("| 99.", "| 98."))
+        status, _, err = run(reproduce, "--check")
+        assert status == 1 and page in err and "differ from the logs" in err
+        assert (tmp_path / page).read_text() != text  # it changed nothing
+        (tmp_path / page).write_text("no tables here")
+        status, _, err = run(reproduce, "--check")
+        assert status == 2 and f"{page} lacks the markers" in err
+        (tmp_path / page).write_text(text)
 
 
 def test_the_plan_covers_every_design_and_its_mend():
-    runs = reproduce.plan()
+    runs = plan()
     for name in DESIGNS:
         assert all(f"{name}-published-s{seed}" in runs for seed in range(3))
-        assert name in reproduce.SAME_WHEN_MENDED or f"{name}-mended-s2" in runs
+        assert name in SAME_WHEN_MENDED or f"{name}-mended-s2" in runs
     assert {"base-s4", "tiny-s4"} <= set(runs)
     for name, flags in runs.items():
-        assert train.parse_arguments(f"{flags} --run-name {name}".split())[1] is None
+        args, _ = train.parse_arguments(f"{flags} --run-name {name}".split())
+        build_model(args.model, args.addend_encoding, args.sum_encoding)
 
 
 def test_finished_runs_are_skipped_and_others_made(tmp_path, extra, capfd):
@@ -65,7 +75,17 @@ def test_finished_runs_are_skipped_and_others_made(tmp_path, extra, capfd):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".work", "a.csv", "a.txt", "b.csv", "b.txt"]
     assert not list((tmp_path / ".work").iterdir())
     assert str(tmp_path) not in (tmp_path / "a.txt").read_text()
-    assert not reproduce.finished(tmp_path, "a", FLAGS.format(2, 0))  # other flags are another run
+    assert not finished(tmp_path, "a", FLAGS.format(2, 0))  # other flags are another run
+
+
+def test_runs_that_share_the_machine_say_so(tmp_path, extra):
+    runs = {f"base-s{seed}": FLAGS.format(1, seed) for seed in (0, 1)}
+    reproduce.run_all(runs, tmp_path, 2, extra)
+    for name, flags in runs.items():
+        assert "\nnote        2 runs shared the machine" in (tmp_path / f"{name}.txt").read_text()
+        assert finished(tmp_path, name, flags)
+    (line,) = [line for line in tables(tmp_path, runs)["results"].splitlines() if "`base`" in line]
+    assert line.endswith(" (shared) |")
 
 
 def test_a_run_that_fails_is_named(tmp_path, extra):
@@ -77,7 +97,9 @@ def test_stopped_half_way_it_leaves_no_half_written_log_and_goes_on(tmp_path, ex
     """Interrupted while a run is under way, after its first epoch; then called again."""
     flags = FLAGS.format(400, 0)
     program = f"""
-import pathlib, sys, cli, reproduce
+import pathlib, sys
+from studies import reproduce
+from support import cli
 run = lambda argv: reproduce.run_all({{"a": {flags!r}}}, pathlib.Path({str(tmp_path)!r}), 1, {extra!r})
 sys.exit(cli.run_script(run))
 """
@@ -91,7 +113,7 @@ sys.exit(cli.run_script(run))
     assert not list(tmp_path.glob("a.*"))
     work = reproduce.start_run("a", flags, tmp_path, extra, dict(os.environ))
     output = tmp_path / ".work" / "a" / "output.txt"
-    wait_for(lambda: "going on after epoch" in output.read_text(), work)
+    wait_for(lambda: "continuing after epoch" in output.read_text(), work)
     work.terminate()
     work.wait(60)
-    assert "going on after epoch" in output.read_text()
+    assert "continuing after epoch" in output.read_text()

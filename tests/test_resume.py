@@ -17,11 +17,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import data
-import runlog
 import train
-from checkpoint import load_checkpoint
 from data import Batches
+from support import runlog, synthetic
+from support.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,19 +49,21 @@ def digest(value):
 
 
 def record(folder):
-    """What a finished run "run" left: every file by name, with a digest or with its text but for the seconds."""
+    """What a finished run left: each file with a digest or its text, without the seconds and the continuations."""
     files = {}
     for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
         name = str(path.relative_to(folder))
         if path.suffix == ".pt":
             state = load_checkpoint(path)
+            state.pop("continued", None)  # says where the run was interrupted
             parts = ["weights"] if "best" in name else ["weights", "raw_weights", "optimizer", "history"]
             files[name] = {part: digest(state[part]) for part in parts} | {"all": digest(state)}
         elif path.suffix == ".csv":
             with path.open() as file:
                 files[name] = [{**row, "seconds": None} for row in csv.DictReader(file)]
         else:
-            files[name] = re.sub(r" +[\d.]+$|(?<= trained in )[\d.]+", "", path.read_text(), flags=re.MULTILINE)
+            text = re.sub(r" +[\d.]+$|(?<= trained in )[\d.]+", "", path.read_text(), flags=re.MULTILINE)
+            files[name] = re.sub(r"^continued .*\n", "", text, flags=re.MULTILINE)
     return files
 
 
@@ -89,9 +90,11 @@ def test_the_comparison_sees_one_bit_and_one_figure(trained, tmp_path):
 def few_dir(small_dir, small, tmp_path_factory):
     """A data folder with 120 training and 40 test images, for the large network."""
     folder = tmp_path_factory.mktemp("few")
-    for name, (images, digits) in (("train", small), ("test", data.load_synthetic(small_dir, train=False))):
+    for name, (images, digits) in (("train", small), ("test", synthetic.load_synthetic(small_dir, train=False))):
         count = 120 if name == "train" else 40
-        data.save_synthetic(folder / "synthetic" / f"{name}.npz", images[:count, 0].numpy(), digits[:count].numpy())
+        synthetic.save_synthetic(
+            folder / "synthetic" / f"{name}.npz", images[:count, 0].numpy(), digits[:count].numpy()
+        )
     return folder
 
 
@@ -117,14 +120,15 @@ def stop_after(monkeypatch):
         "--model tiny --augment 1 --addends-per-image 10",
         "--model base --augment 1 --addends-per-image 3",
         "--model large --augment 0.5 --addends-per-image 2",
-        "--model tiny --augment 0 --addends-per-image 1 --ema-decay 0",
+        "--model tiny --augment 0 --addends-per-image 1 --averaging-eta 0",
         "--model tiny --augment 1 --addends-per-image 10 --val-size 0",
     ],
 )
 def test_a_run_stopped_after_every_epoch_ends_with_the_same_bits(
     run, small_flags, few_dir, stop_after, tmp_path, monkeypatch, flags
 ):
-    flags = [*small_flags, "--data-dir", few_dir, "--epochs", 3, "--val-size", 40, "--batch-size", 32, *flags.split()]
+    machine = ["--device", "cpu", "--data-dir", few_dir]
+    flags = [*small_flags, *machine, "--epochs", 3, "--val-size", 40, "--batch-size", 32, *flags.split()]
     status, out, _ = run(train, *flags)
     assert status == 0
     whole = record(tmp_path)
@@ -136,14 +140,47 @@ def test_a_run_stopped_after_every_epoch_ends_with_the_same_bits(
     stop_after(1)
     assert run(train, *flags)[0] == 130
     stop_after(2)
-    status, out, err = run(train, "--resume", "last.pt")
-    assert status == 130 and out.startswith("going on after epoch 1 of 3\n")
-    assert err == "train.py: interrupted; go on with: python train.py --resume logs/run-last.pt\n"
+    status, out, err = run(train, "--resume", "last.pt", *machine)
+    assert status == 130 and out.startswith("continuing after epoch 1 of 3, writing to logs\n")
+    command = f"python train.py --resume logs/run-last.pt --device cpu --data-dir {few_dir}"
+    assert err == f"train.py: interrupted; continue with: {command}\n"
     stop_after(None)
     torch.manual_seed(123)  # what the global generator was at does not matter
-    status, out, _ = run(train, "--resume", "logs/run-last.pt")
-    assert status == 0 and out.startswith("going on after epoch 2 of 3\n")
+    status, out, _ = run(train, "--resume", "logs/run-last.pt", *machine)
+    assert status == 0 and out.startswith("continuing after epoch 2 of 3, writing to logs\n")
     assert record(tmp_path / "again") == whole
+    continued = re.findall("^continued +(.*)$", out, re.MULTILINE)
+    assert [line.split(";")[0] for line in continued] == [
+        "after epoch 1",
+        "after epoch 2",
+    ] and "more than one" not in out
+
+
+def test_a_run_continued_on_another_device_says_so(run, small_flags, stop_after, monkeypatch):
+    """The number of threads belongs to the device's line, as processes and the name of a GPU do."""
+    stop_after(1)
+    assert run(train, *small_flags)[0] == 130
+    stop_after(None)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        status, out, _ = run(train, "--resume", "last.pt", *small_flags)
+    finally:
+        torch.set_num_threads(threads)
+    assert status == 0 and re.search(rf"^continued .*after epoch 1; .*, {threads + 1} threads$", out, re.MULTILINE)
+    assert re.search("^note .*more than one device", out, re.MULTILINE)
+
+
+def test_a_checkpoint_does_not_decide_where_files_are_written(run, small_flags, stop_after, tmp_path):
+    stop_after(1)
+    assert run(train, *small_flags, "--out", tmp_path / "first")[0] == 130
+    before = record(tmp_path / "first")
+    stop_after(None)
+    assert run(train, "--resume", tmp_path / "first" / "last.pt", *small_flags, "--out", tmp_path / "second")[0] == 0
+    assert record(tmp_path / "first") == before
+    assert load_checkpoint(tmp_path / "second" / "last.pt")["epoch"] == 2
+    stored = load_checkpoint(tmp_path / "first" / "last.pt")["args"]
+    assert not {"out", "data_dir", "device", "resume"} & set(stored)
 
 
 def test_a_finished_run_resumed_is_the_same_finished_run(run, small_flags, tmp_path):
@@ -152,7 +189,7 @@ def test_a_finished_run_resumed_is_the_same_finished_run(run, small_flags, tmp_p
     whole = record(tmp_path)
     (tmp_path / "best.pt").unlink()
     (tmp_path / "last.pt").unlink()
-    assert run(train, "--resume", "logs/run-last.pt")[0] == 0
+    assert run(train, "--resume", "logs/run-last.pt", *small_flags)[0] == 0
     assert record(tmp_path) == whole
 
 
@@ -181,7 +218,7 @@ def test_a_run_is_not_written_over_not_even_where_its_log_alone_is_left(run, sma
 # Interrupted by a signal
 
 
-def test_ctrl_c_and_sigterm_end_a_run_and_a_second_run_is_refused(run, small_flags, tmp_path):
+def test_ctrl_c_and_sigterm_end_a_run_and_a_second_run_is_refused(run, small_flags, small_dir, tmp_path):
     """Real processes. The first run in a folder goes on unharmed after the second was turned away."""
     flags = [*small_flags, "--epochs", "100000", "--run-name", "run"]
     ends = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -225,7 +262,8 @@ def test_ctrl_c_and_sigterm_end_a_run_and_a_second_run_is_refused(run, small_fla
             assert time.monotonic() - sent < 15
             reader.join()
             last = folders[number] / "logs" / "run-last.pt"
-            advice = f"go on with: python train.py --resume {shlex.quote(str(last))}"
+            where = ["--resume", last, "--device", "cpu", "--out", folders[number], "--data-dir", small_dir]
+            advice = f"continue with: python train.py {shlex.join(map(str, where))}"
             assert err == f"train.py: interrupted; {advice}\n"
             assert load_checkpoint(last)["epoch"] >= first
             kept = sorted(str(p.relative_to(folders[number])) for p in folders[number].rglob("*") if p.is_file())
@@ -282,7 +320,7 @@ class Killer:
     def assert_goes_on_to_the_same(self, folder, chosen):
         """Resume from one of the checkpoints, or start again where the first epoch was not done."""
         checkpoints = [name for name in ("last.pt", "logs/run-last.pt") if (folder / name).exists()]
-        argv = ["--resume", chosen.choice(checkpoints)] if checkpoints else self.flags
+        argv = ["--resume", chosen.choice(checkpoints), *self.flags] if checkpoints else self.flags
         answer = self.run(folder, argv)
         assert answer["status"] == 0, Path(f"{folder}.out").read_text()
         assert record(folder) == self.whole
@@ -342,5 +380,5 @@ def test_a_half_written_checkpoint_has_another_name_and_is_swept_up(killer):
 
 def test_a_run_killed_in_its_resumed_part_too_goes_on_to_the_same_bits(killer):
     folder = killer.kill(event=killer.answer["events"] // 2)
-    assert killer.run(folder, ["--resume", "last.pt"], event=30)["status"] == -signal.SIGKILL
+    assert killer.run(folder, ["--resume", "last.pt", *killer.flags], event=30)["status"] == -signal.SIGKILL
     killer.assert_goes_on_to_the_same(folder, random.Random(0))

@@ -8,8 +8,10 @@ import torch
 
 import evaluate
 import train
-from checkpoint import load_checkpoint
 from data import Batches
+from support.checkpoint import load_checkpoint
+from support.optim import PolynomialAverage, learning_rate_at
+from support.runlog import HEADINGS
 
 
 def weights_of(path):
@@ -27,9 +29,14 @@ def test_a_run_leaves_its_files_and_says_how_to_score(run, small_flags, small_di
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == sorted(kept)
     assert (tmp_path / "logs" / "run.txt").read_text() == out  # the log is what was on the screen
     command = out.splitlines()[-1].removeprefix("score it again: python evaluate.py ").split()
-    assert command == ["--ckpt", "best.pt", "--data-dir", str(small_dir)]
+    assert command == ["--ckpt", "logs/run-best.pt", "--data-dir", str(small_dir)]
     joint = re.search(r"synthetic test: joint accuracy .*", out).group()
     assert joint in run(evaluate, *command)[1]
+
+
+def test_one_epoch_is_not_epochs(run, small_flags):
+    out = run(train, *small_flags, "--epochs", 1)[1]
+    assert re.search("^1 epoch trained in", out, re.MULTILINE)
 
 
 def test_the_log_is_plain_aligned_and_repeatable(trained):
@@ -38,7 +45,7 @@ def test_the_log_is_plain_aligned_and_repeatable(trained):
     for word in ("command", "commit", "versions", "device", "data set", "arguments", "seed=0", "synthetic", "9,941"):
         assert word in text
     lines = text.splitlines()
-    table = lines[lines.index(train.HEADINGS) :][:3]
+    table = lines[lines.index(HEADINGS) :][:3]
     assert len({len(line) for line in table}) == 1
     rows = list(csv.DictReader((trained / "logs" / "run.csv").open()))
     assert [row["split"] for row in rows] == ["validation", "validation", "test"]
@@ -52,21 +59,19 @@ def test_best_is_the_epoch_with_the_best_validation(trained):
     assert same(best["weights"], last["best"]["weights"])
 
 
-def test_same_seed_same_weights_other_seed_others(run, small_flags, trained):
+def test_same_seed_same_weights(run, small_flags, trained):
     assert run(train, *small_flags)[0] == 0
     assert same(weights_of("last.pt"), weights_of(trained / "last.pt"))
-    assert run(train, *small_flags, "--seed", 1, "--run-name", "other")[0] == 0
-    assert not same(weights_of("last.pt"), weights_of(trained / "last.pt"))
 
 
 def test_without_validation_the_last_epoch_is_kept(run, small_flags):
     status, out, _ = run(train, *small_flags, "--val-size", 0)
-    assert status == 0 and "the weights of epoch 2 score" in out
+    assert status == 0 and "scores of epoch 2" in out
     assert same(weights_of("best.pt"), weights_of("last.pt"))
 
 
 def test_auto_uses_synthetic_digits_with_a_warning(run, small_flags, monkeypatch):
-    monkeypatch.setattr("data.MIRRORS", ("http://127.0.0.1:9/",))
+    monkeypatch.setattr("support.mnist.MIRRORS", ("http://127.0.0.1:9/",))
     flags = ["auto" if flag == "synthetic" else flag for flag in small_flags]
     status, out, err = run(train, *flags)
     assert status == 0 and "WARNING" in err and "scores are not MNIST's" in err
@@ -86,24 +91,76 @@ def test_bfloat16_is_for_the_forward_pass_of_training_alone(run, small_flags, tr
 
 
 def test_one_cycle_rises_to_the_peak_and_falls_to_nothing():
-    rates = [train.learning_rate_at(step, 1000, 0.5) for step in range(1000)]
+    rates = [learning_rate_at(step, 1000, 0.5) for step in range(1000)]
     assert rates.index(max(rates)) == 200 and max(rates) == 0.5
     assert rates[0] == pytest.approx(0.02) and rates[-1] < 1e-5
 
 
-def test_moving_average_follows_its_formula():
+def test_the_average_follows_the_formula_of_polynomial_decay():
     model = torch.nn.Linear(1, 1, bias=False)
-    averaged = train.MovingAverage(model, 0.5)
-    values = []
-    for updates, value in enumerate((1.0, 2.0, 4.0, 8.0)):
+    averaged = PolynomialAverage(model, 3.0)
+    expected = None
+    for n, value in enumerate((1.0, 2.0, 4.0, 8.0)):
         torch.nn.init.constant_(model.weight, value)
-        averaged.update(updates)
-        values.append(averaged.module.weight.item())
-    # the first is a copy; then the decays are 2/11, 3/12, 4/13
-    expected = [1.0]
-    for value, decay in ((2.0, 2 / 11), (4.0, 3 / 12), (8.0, 4 / 13)):
-        expected.append(decay * expected[-1] + (1 - decay) * value)
-    assert values == pytest.approx(expected)
+        averaged.update(n)
+        weight = (3 + 1) / (n + 3 + 2)  # Shamir and Zhang's (eta + 1) / (t + eta), with t = n + 2
+        expected = value if n == 0 else (1 - weight) * expected + weight * value
+        assert averaged.module.weight.item() == pytest.approx(expected)
+
+
+# Each changes the weights that the run of `small_flags` ends with. What is not listed has a test of its own.
+FLAGS_THAT_ACT = [
+    *("--epochs 1", "--seed 1", "--val-size 200", "--addends-per-image 3", "--augment 0", "--model fast"),
+    *("--addend-encoding scalar", "--addend-encoding binary", "--addend-encoding embedding"),
+    *("--sum-encoding binary", "--sum-encoding scalar", "--sum-encoding scalar-rmse", "--sum-encoding shift"),
+    *("--batch-size 32", "--optimizer adam", "--optimizer sgd", "--optimizer plain-sgd", "--schedule constant"),
+    *("--learning-rate 0.003", "--lr 0.003", "--weight-decay 1", "--label-smoothing 0", "--digit-weight 0.5"),
+    *("--sum-weight 0.5", "--averaging-eta 0", "--averaging-eta 20", "--precision bfloat16"),
+]
+
+
+@pytest.mark.parametrize("flag", FLAGS_THAT_ACT)
+def test_each_flag_changes_the_result(run, small_flags, trained, flag):
+    assert run(train, *small_flags, *flag.split())[0] == 0
+    assert not same(weights_of("last.pt"), weights_of(trained / "last.pt"))
+
+
+def test_every_flag_is_tested_to_act_or_named_here():
+    elsewhere = {"deterministic", "run_name", "dataset", *train.MACHINE}
+    tested = {flag.split()[0] for flag in FLAGS_THAT_ACT}
+    flags = {action.dest: action.option_strings for action in train.make_parser()._actions if action.dest != "help"}
+    for name, strings in flags.items():
+        assert name in elsewhere or tested & set(strings), name
+
+
+def test_deterministic_asks_torch_for_it(run, small_flags, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode, **_: asked.append(mode))
+    assert run(train, *small_flags, "--epochs", 1, "--deterministic")[0] == 0 and asked == [True, False]
+    assert not torch.backends.cudnn.benchmark
+    assert run(train, *small_flags, "--epochs", 1, "--run-name", "other")[0] == 0 and torch.backends.cudnn.benchmark
+
+
+def test_best_of_another_run_is_kept_and_named(run, small_flags, tmp_path):
+    assert run(train, *small_flags)[0] == 0
+    first = (tmp_path / "best.pt").read_bytes()
+    status, _, err = run(train, *small_flags, "--run-name", "other", "--seed", 1)
+    expected = "this run replaces best.pt, which is that of the run run and stays in logs/run-best.pt"
+    assert status == 0 and err == f"{expected}\n"
+    (tmp_path / "best.pt").write_bytes(first)  # and where that copy is missing, it is made
+    (tmp_path / "logs" / "run-best.pt").unlink()
+    assert run(train, *small_flags, "--run-name", "third", "--seed", 2)[0] == 0
+    assert load_checkpoint("logs/run-best.pt")["args"]["run_name"] == "run"
+
+
+def test_a_run_that_ends_at_chance_says_so_and_names_the_learning_rate(run, small_flags):
+    status, out, _ = run(train, *small_flags, "--learning-rate", "3", "--weight-decay", 0)
+    assert (
+        status == 0
+        and "note: the digit and the sum are no better than guessing; --learning-rate 3 may be too high" in out
+    )
+    status, out, _ = run(train, *small_flags, "--digit-weight", 0, "--run-name", "sum", "--epochs", 1)
+    assert "note: the digit" not in out  # it was not to be learned
 
 
 def test_training_never_waits_for_the_device_within_an_epoch(run, small_flags, monkeypatch):
@@ -141,5 +198,5 @@ def test_mnist_is_learnt_from_the_command_line(run, mnist_dir):
 def test_data_that_do_not_fit_train_the_same_and_the_log_says_so(run, small_flags, trained, monkeypatch):
     monkeypatch.setattr("data.fits", lambda size, device: False)
     status, out, _ = run(train, *small_flags)
-    assert status == 0 and re.search("^note .*host's memory", out, re.MULTILINE)
+    assert status == 0 and re.search("^note .*host memory", out, re.MULTILINE)
     assert same(weights_of("last.pt"), weights_of(trained / "last.pt"))

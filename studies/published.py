@@ -1,21 +1,24 @@
 """The five published designs of this task, each with its own recipe, and each of their faults as a switch.
 
-    python train.py --model two-branch-lenet                   as it was published
-    python train.py --model two-branch-lenet --faults none     mended
+    python train.py --model two-branch-lenet             as it was published
+    python train.py --model two-branch-lenet+mended      without its faults
+    python train.py --model base+no-nine                 our network with one of the faults
 
 They were found as public write-ups and are named here by what they are. What a write-up states is built as stated; what
-it leaves open is chosen plainly and said so in the class. All of them answer as `model.AddendNet` does, with K addends
+it leaves open is chosen here and said so in the class. All of them answer as `model.AddendNet` does, with K addends
 too, and run through the same data, the same loop and the same scores.
 """
 
+import functools
 import itertools
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from data import ADDENDS, DIGITS, SUMS, draw_addends
-from model import SIZES, TwoHeadNet, build_size, pair_up
+import model
+from data import ADDENDS, DIGITS, SUMS, Batches, draw_addends, generator_for
+from model import SIZES, TwoHeadNet, pair_up
 
 # The faults of the data and of the scores any network can have; those of the network are named by its class below.
 FAULTS = {
@@ -45,7 +48,13 @@ def lenet_layers():
     return [*first, nn.Conv2d(6, 12, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
 
 
-class TwoBranchLeNet(TwoHeadNet):
+class PublishedNet(TwoHeadNet):
+    """A published design; `own_faults` are those of FAULTS that are the network's, not of its draws or its scores."""
+
+    own_faults = ()
+
+
+class TwoBranchLeNet(PublishedNet):
     """LeNet-like image branch, a linear branch for the one-hot addend, concatenated, fully connected, two heads.
 
     71,573 parameters. As published, with "early-softmax", both heads end in a softmax; cross-entropy, which applies its
@@ -75,8 +84,23 @@ class TwoBranchLeNet(TwoHeadNet):
             return digit_outputs.softmax(dim=-1), sum_outputs.softmax(dim=-1)
         return digit_outputs, sum_outputs
 
+    def digit_probabilities(self, digit_outputs):
+        if self.shared_softmax or self.early_softmax:  # the softmax has been applied
+            return normalised(digit_outputs)
+        return super().digit_probabilities(digit_outputs)
 
-class NarrowTrunkNet(TwoHeadNet):
+    def sum_probabilities(self, sum_outputs):
+        if self.shared_softmax or self.early_softmax:
+            return normalised(sum_outputs)
+        return super().sum_probabilities(sum_outputs)
+
+
+def normalised(shares):
+    """Shares of a probability [..., C] as probabilities that sum to 1; a shared softmax may leave a head nothing."""
+    return shares / shares.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(shares.dtype).tiny)
+
+
+class NarrowTrunkNet(PublishedNet):
     """A CNN encoder to 15 features, concatenated with the one-hot addend, a shared trunk of two layers, two heads.
 
     Stated: 15 + 10 = 25 -> two linear layers -> 40 -> heads of 10 and 19. Left open: the encoder (here that of
@@ -96,7 +120,7 @@ class NarrowTrunkNet(TwoHeadNet):
         return self.digit_head(fused), self.sum_head(fused)
 
 
-class ArgmaxRegressionNet(TwoHeadNet):
+class ArgmaxRegressionNet(PublishedNet):
     """A convolutional digit classifier; its answer and the addend go through 2 -> 5 -> 5 -> 1 to a real-valued sum.
 
     100,461 parameters. With "argmax" the sum's loss cannot reach the classifier, since argmax has no gradient; mended,
@@ -131,7 +155,7 @@ class ArgmaxRegressionNet(TwoHeadNet):
         return digit_logits, self.adder(torch.cat([expected, encoded], dim=-1))  # [..., 10], [..., 1]
 
 
-class AveragePoolingNet(TwoHeadNet):
+class AveragePoolingNet(PublishedNet):
     """A CNN to global average pooling and a 1x1 convolution, 20 features; with the one-hot addend through two blocks.
 
     Stated: 17.3 K parameters; 9.9 K in the CNN, 1.9 K and 3.7 K in the blocks (linear without bias and batch norm,
@@ -184,7 +208,7 @@ class PairBatchNorm(nn.Module):
 # The designs by name: the network, the faults it was published with, and its recipe in the words of train.py's flags.
 # All of them draw one addend an image, do not augment and do not average, unless it says so.
 PLAIN = dict(
-    addends_per_image=1, augment=0.0, ema_decay=0.0, weight_decay=0.0, label_smoothing=0.0, schedule="constant"
+    addends_per_image=1, augment=0.0, averaging_eta=0.0, weight_decay=0.0, label_smoothing=0.0, schedule="constant"
 )
 DESIGNS = {
     "narrow-trunk": (
@@ -215,7 +239,9 @@ DESIGNS = {
         ("product", "dropped-batch"),
         # the peak rate is what its learning rate finder suggested; the moving average stands for its weight averaging
         PLAIN
-        | dict(epochs=20, batch_size=128, optimizer="sgd", learning_rate=0.166, schedule="one-cycle", ema_decay=0.999),
+        | dict(
+            epochs=20, batch_size=128, optimizer="sgd", learning_rate=0.166, schedule="one-cycle", averaging_eta=8.0
+        ),
     ),
     "two-branch-lenet": (
         TwoBranchLeNet,
@@ -224,32 +250,67 @@ DESIGNS = {
         PLAIN | dict(epochs=29, batch_size=128, optimizer="adam", learning_rate=0.001),
     ),
 }
-MODELS = (*SIZES, *DESIGNS)
-SHARED_FAULTS = ("no-nine", "resample", "product", "last-batch", "dropped-batch")  # of the data and the scores
+SHARED_FAULTS = ("no-nine", "resample", "product", "last-batch", "dropped-batch")  # of the draws and the scores
 
 
-def check_model(name, faults=(), addend_encoding="onehot", sum_encoding="onehot"):
-    """Raise ValueError where the network `name` of MODELS cannot have one of the faults, or an encoding."""
-    able = SHARED_FAULTS + (() if name in SIZES else getattr(DESIGNS[name][0], "own_faults", ()))
-    for fault in faults:
-        if fault not in able:
-            raise ValueError(f"the model {name} cannot have the fault {fault}")
-    if name in DESIGNS and (addend_encoding, sum_encoding) != ("onehot", "onehot"):
-        raise ValueError(f"the model {name} has its own encodings; --addend-encoding and --sum-encoding are for ours")
+def find_model(name):
+    """(make, recipe) of a published design, as `model.find_model` returns it for ours.
 
-
-def build_model(name, faults=(), addend_encoding="onehot", sum_encoding="onehot"):
-    """The network `name` of MODELS, freshly initialised; a published one with the named faults of FAULTS.
-
-    Raises KeyError for a name unknown here, ValueError as `check_model`.
+    A name is a design of DESIGNS, with the faults that it was published with; NAME+mended, without; or NAME+FAULT with
+    just these faults of FAULTS, where NAME may also be one of our own sizes. Raises KeyError for an unknown name,
+    ValueError for a fault that the network cannot have.
     """
-    check_model(name, faults, addend_encoding, sum_encoding)
+    name, *faults = name.split("+")
     if name in SIZES:
-        return build_size(name, addend_encoding, sum_encoding)
-    return DESIGNS[name][0](faults)
+        own, (_, recipe) = (), model.find_model(name)
+    else:
+        network, published, recipe = DESIGNS[name]
+        own, faults = network.own_faults, faults or published
+    faults = () if list(faults) == ["mended"] else tuple(faults)
+    for fault in faults:
+        if fault not in (*SHARED_FAULTS, *own):
+            able = ", ".join(["mended", *SHARED_FAULTS, *own])
+            raise ValueError(f"the model {name} cannot have the fault {fault[:100]!r}; choose from {able}")
+
+    def make(addend_encoding="onehot", sum_encoding="onehot"):
+        if name in SIZES:
+            made = model.make_size(name, addend_encoding, sum_encoding)
+        elif (addend_encoding, sum_encoding) == ("onehot", "onehot"):
+            made = network(faults)
+        else:
+            raise ValueError(f"the model {name} has its own encodings; leave --addend-encoding and --sum-encoding out")
+        made.Batches = functools.partial(FaultyBatches, faults)
+        made.extra_report = functools.partial(report, faults)
+        return made
+
+    return make, recipe
 
 
-def scores_as_published(faults, digit_predictions, sum_predictions, digits, batch_size):
+class FaultyBatches(Batches):
+    """Batches of the examples as they were published, with the faults "no-nine" and "resample"."""
+
+    def __init__(self, faults, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.faults = faults
+
+    def draw_addends(self, epoch):
+        if "no-nine" not in self.faults:
+            return super().draw_addends(epoch)
+        count, generator = len(self.images), generator_for("addends", self.seed, epoch)
+        if self.addends_per_image == 1:
+            return torch.randint(0, 9, (count, 1), generator=generator)
+        return torch.rand(count, 9, generator=generator).argsort(dim=1)[:, : self.addends_per_image].contiguous()
+
+    def draw_order(self, epoch):
+        """With "resample": the first batch of a fresh permutation, again and again."""
+        if "resample" not in self.faults:
+            return super().draw_order(epoch)
+        count, generator = len(self.images), generator_for("order", self.seed, epoch)
+        draws = [torch.randperm(count, generator=generator)[: self.batch_size] for _ in range(len(self))]
+        return torch.cat(draws)[:count]
+
+
+def report(faults, digit_predictions, sum_predictions, digits, batch_size):
     """What the write-up would have reported under its faults of counting, as lines of text; none where it counts all.
 
     The predictions are those of `evaluate.predict_pairs`; as published, each image has one random addend.

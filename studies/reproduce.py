@@ -1,0 +1,131 @@
+"""Run every experiment behind the tables, and write the tables from the logs.
+
+    python -m studies.reproduce          run what is missing in logs/records/,
+                                         then rewrite the tables
+    python -m studies.reproduce --check  run nothing; exit status 1 if a table
+                                         differs from the logs
+    python -m studies.reproduce --quick  one seed, one epoch of 15,000 images of
+                                         everything; prints, keeps nothing
+
+It can be stopped at any time and called again: finished runs are skipped, the
+interrupted ones continue.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from studies.plan import SHARED, finished, plan
+from studies.tables import PAGES, rewrite, tables
+from support import cli
+from support.files import lock, write_atomically
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS = Path("logs") / "records"
+
+
+def run_all(runs, folder, jobs, extra):
+    """Run what is not finished, `jobs` at a time, into `folder`. Raises UserError where a run fails."""
+    waiting = {name: flags for name, flags in runs.items() if not finished(folder, name, flags)}
+    total, start, running = len(waiting), time.monotonic(), {}
+    print(f"{len(runs) - total} of {len(runs)} runs are there, {total} to do", flush=True)
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                name = next(iter(waiting))
+                running[name] = start_run(name, waiting.pop(name), folder, extra, environment)
+            for name, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[name]
+                    keep(name, process, folder, jobs)
+                    done = total - len(waiting) - len(running)
+                    left = (time.monotonic() - start) / done * (total - done) / 60
+                    print(f"{done}/{total} {name}, about {left:.0f} min left", flush=True)
+            time.sleep(0.2)
+    finally:
+        for process in running.values():
+            process.terminate()  # each leaves a checkpoint to continue from
+        for process in running.values():
+            process.wait()
+
+
+def start_run(name, flags, folder, extra, environment):
+    """Start or continue one run in a folder of its own."""
+    work = folder / ".work" / name
+    work.mkdir(parents=True, exist_ok=True)
+    last = work / "logs" / f"{name}-last.pt"
+    if last.exists():
+        words = ["--resume", str(last)]
+    else:
+        with lock(work):  # of a run that was stopped in its first epoch, not of one that still runs
+            shutil.rmtree(work / "logs", ignore_errors=True)
+        words = shlex.split(f"{flags} --run-name {name}")
+    command = [sys.executable, str(ROOT / "train.py"), *words, "--out", str(work), *extra]
+    with open(work / "output.txt", "w") as output:
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+
+
+def keep(name, process, folder, jobs):
+    """Move the log of a run that ended well to `folder`, with a note where runs shared the machine; delete the rest."""
+    work = folder / ".work" / name
+    if process.returncode:
+        said = (work / "output.txt").read_text().strip().splitlines() or [f"exit status {process.returncode}"]
+        raise cli.UserError(f"the run {name} failed: {said[-1]}")
+    for ending in ("csv", "txt"):
+        text = (work / "logs" / f"{name}.{ending}").read_text()
+        text = text.replace(f" --out {shlex.quote(str(work))}", "").replace(f"{work}/", "")
+        if jobs > 1:
+            text = text.replace("\n\n", f"\n{SHARED.format(jobs)}\n\n", 1)  # the header ends in an empty line
+        write_atomically(folder / f"{name}.{ending}", text)
+    shutil.rmtree(work)
+
+
+def main(argv=None):
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--check", action="store_true", help="compare the tables with the logs, run nothing")
+    parser.add_argument("--quick", action="store_true", help="one seed, one epoch, nothing kept")
+    parser.add_argument("--jobs", type=cli.integer(1), help="runs at a time, on shared cores (default: 1, quick: all)")
+    parser.add_argument("--device", choices=cli.DEVICES, default="auto", help="as train.py takes it")
+    parser.add_argument("--data-dir", default="data", metavar="FOLDER", help="as train.py takes it")
+    args = parser.parse_args(argv)
+    if args.check and args.quick:
+        parser.error("--check and --quick contradict each other")
+
+    runs, records = plan(), ROOT / RECORDS
+    extra = ["--device", args.device, "--data-dir", args.data_dir]
+    if args.quick:
+        few = "--epochs 1 --val-size 45000"  # trains on 15,000 images
+        runs = {name: f"{flags} {few}" for name, flags in runs.items() if name.endswith("-s0")}
+        with tempfile.TemporaryDirectory() as folder:
+            run_all(runs, Path(folder), args.jobs or os.cpu_count() or 1, extra)
+            print("one epoch of 15,000 images each, whatever the column says:\n")
+            made = tables(Path(folder), runs)
+            print("\n\n".join(made[name] for name in ("results", "published", "encodings", "precisions", "weights")))
+        return 0
+    if not args.check:
+        records.mkdir(parents=True, exist_ok=True)
+        with lock(records):
+            run_all(runs, records, args.jobs or 1, extra)
+    made, differing = tables(records, runs), []
+    for page in PAGES:
+        before = (ROOT / page).read_text()
+        after = rewrite(page, before, made)
+        if before != after:
+            differing.append(page)
+            if not args.check:
+                write_atomically(ROOT / page, after)
+    if args.check and differing:
+        print(f"reproduce.py: {', '.join(differing)} differ from the logs; run {parser.prog}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    with cli.sigterm_as_interrupt():  # ends as Ctrl-C does, with its runs
+        sys.exit(cli.run_script(main))

@@ -1,0 +1,179 @@
+"""The tables of the pages, as Markdown, from the logs of the runs and the figures of the benchmark."""
+
+import json
+import re
+import statistics
+
+import train
+from studies.plan import (
+    ENCODINGS,
+    OURS,
+    PRECISIONS,
+    SAME_WHEN_MENDED,
+    SHARED,
+    SHORTENED,
+    STUDY_EPOCHS,
+    WEIGHTS,
+    finished,
+    read_test,
+    study_name,
+    weight_flags,
+)
+from studies.published import DESIGNS
+from support.cli import UserError
+
+PAGES = {  # page: the tables in it
+    "README.md": ("results", "machine", "base-s0"),
+    "studies/README.md": ("published", "stated", "encodings", "weights"),
+    "studies/speed.md": (
+        *("speed-machine", "speed-loop", "speed-start", "speed-fast", "speed-options", "precisions"),
+        *("speed-memory", "speed-growth"),
+    ),
+    "logs/README.md": ("index",),
+}
+
+STATED = {
+    "narrow-trunk": "pictures only",
+    "shared-softmax-lenet": "training set: digit 9.7 %, sum about 1 %",
+    "two-softmax-lenet": "training set: digit 98.4 %, sum 37.3 %",
+    "argmax-regression": "training set: digit 99.225 %, sum 98.99 %",
+    "average-pooling": "test set: digit 99.319 %, sum 99.219 %, joint 98.551 % (a product)",
+    "two-branch-lenet": "test set: digit 15 to 16 of 10000, sum 1 to 11 of 10000",
+}
+HEADS = ("digit", "sum", "joint")
+FIGURES = ("ours", "rival", "ratio")  # of benchmark.py
+SPEED = {  # table: sections of benchmark.py
+    "loop": ("usual", "overhead", "scoring", "latency"),
+    "start": ("start",),
+    "fast": ("rival", "target"),
+    "options": ("options",),
+    "memory": ("memory",),
+    "growth": ("growth", "several"),
+}
+
+
+def spread(folder, names, column, digits=2):
+    """Mean ± standard deviation of a column over runs, as text; the mean alone of one run; a dash for none."""
+    values = [read_test(folder / f"{name}.csv")[column] for name in names]
+    if not values:
+        return "–"
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}"
+
+
+def table(headings, rows):
+    """A Markdown table, padded so that it reads as plain text too."""
+    lines = [headings, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+    padded = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    rule = " | ".join("-" * width for width in widths)
+    return "\n".join(f"| {line} |" for line in [padded[0], rule, *padded[1:]])
+
+
+def tables(folder, runs):
+    """{name: Markdown} of every part of the pages that comes from the logs; runs not finished do not count."""
+    there = [name for name, flags in runs.items() if finished(folder, name, flags)]
+
+    def seeds(prefix):
+        return [name for name in there if re.fullmatch(rf"{re.escape(prefix)}-s\d+", name)]
+
+    def row(prefix, *cells):
+        """A row of the runs PREFIX-s0, PREFIX-s1 ...: the cells, their number, the three accuracies."""
+        return [*cells, str(len(seeds(prefix))), *(spread(folder, seeds(prefix), f"{head}_accuracy") for head in HEADS)]
+
+    results, published = [], []
+    for size in OURS:
+        parameters = ", ".join(sorted(facts(folder, seeds(size), r"^model .*?([\d,]+) parameters"))) or "–"
+        epochs = str(train.parse_arguments(["--model", size])[0].epochs)
+        shared = " (shared)" if facts(folder, seeds(size), SHARED.format(r"\d+")) else ""
+        seconds = spread(folder, seeds(size), "train_seconds", 1) + shared
+        results.append([*row(size, f"`{size}`", parameters, epochs), seconds])
+    for prefix, epochs in (("base", train.make_parser().get_default("epochs")), ("study-default", STUDY_EPOCHS)):
+        published.append([*row(prefix, "`base`, ours", str(epochs)), ""])
+    for design, (_, _, recipe) in DESIGNS.items():
+        mended = "the same" if design in SAME_WHEN_MENDED else row(f"{design}-mended")[-1]
+        epochs = str(SHORTENED.get(design, recipe["epochs"]))
+        published.append([*row(f"{design}-published", f"`{design}`", epochs), mended])
+    log = folder / "base-s0.txt"
+    scores = ["seeds", "digit %", "sum %", "joint %"]
+    return {
+        "base-s0": f"```\n{log.read_text() if log.exists() else '–'}```",
+        "results": table(["network", "parameters", "epochs", *scores, "training, s"], results),
+        "machine": machines(folder, [name for size in OURS for name in seeds(size)]),
+        "published": table(["design", "epochs", *scores, "mended: joint %"], published),
+        "stated": table(["design", "stated by its write-up"], [[f"`{name}`", text] for name, text in STATED.items()]),
+        **speed(folder / "benchmark-cpu.json"),
+        "encodings": study_table("encoding", {label: row(study_name(flags)) for label, flags in ENCODINGS.items()}),
+        "precisions": study_table("precision", {label: row(study_name(flags)) for label, flags in PRECISIONS.items()}),
+        "weights": study_table(
+            "digit : sum", {" : ".join(pair.split()): row(study_name(weight_flags(pair))) for pair in WEIGHTS}
+        ),
+        "index": index(folder, there),
+    }
+
+
+def study_table(heading, rows):
+    """The table of one study from its rows {label: cells}."""
+    return table([heading, "seeds", "digit %", "sum %", "joint %"], [[label, *cells] for label, cells in rows.items()])
+
+
+def speed(path):
+    """{name: Markdown} of the benchmark's sections from its JSON, and of the machine they were measured on."""
+    record = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    head = "{device}; {versions}; commit {commit}; medians of {repeats} rounds."
+    made = {"speed-machine": head.format(**record) if record["rows"] else "–"}
+    for name, sections in SPEED.items():
+        rows = []
+        for row in record["rows"]:
+            if row["section"] in sections:
+                span = " to ".join(map(figure, row["spread"]))
+                rows.append([row["what"], row["unit"], *(figure(row[key]) for key in FIGURES), span])
+        made[f"speed-{name}"] = table(["what", "unit", "ours", "other", "ratio", "spread"], rows)
+    return made
+
+
+def figure(value):
+    """A figure of the benchmark as the tables show it; nothing for None."""
+    return "" if value is None else f"{value:,.{0 if abs(value) >= 1000 else 2}f}"
+
+
+def index(folder, names):
+    """The table of all records: runs that differ in the seed alone share a line."""
+    pages = {prefix: "README" for prefix in OURS} | {study_name(flags): "encodings" for flags in ENCODINGS.values()}
+    pages |= {study_name(weight_flags(pair)): "weights" for pair in WEIGHTS}
+    pages |= {study_name(flags): "precision" for flags in PRECISIONS.values()}
+    pages |= {study_name(""): "encodings, weights, precision, published"}
+    groups = {}
+    for name in names:
+        groups.setdefault(re.sub(r"-s\d+$", "", name), []).append(name)
+    rows = []
+    for prefix, runs in groups.items():
+        commits, devices = (", ".join(sorted(facts(folder, runs, rf"^{word} +(.*)$"))) for word in ("commit", "device"))
+        rows.append([f"`{prefix}`", str(len(runs)), pages.get(prefix, "published"), commits, devices])
+    path = folder / "benchmark-cpu.json"
+    if path.exists():
+        record = json.loads(path.read_text())
+        rows.append([f"`{path.name}`", "1", "speed", record["commit"], record["device"]])
+    return table(["records", "runs", "table", "commit", "machine"], rows)
+
+
+def facts(folder, names, pattern):
+    """The set of what the pattern finds in the logs of these runs."""
+    texts = [(folder / f"{name}.txt").read_text() for name in names]
+    return {found for text in texts for found in re.findall(pattern, text, re.MULTILINE)}
+
+
+def machines(folder, names):
+    """The devices and the versions of these runs, in a line."""
+    kinds = [", ".join(sorted(facts(folder, names, rf"^{word} +(.*)$"))) for word in ("device", "versions")]
+    return f"Measured on {kinds[0]}; {kinds[1]}." if names else "–"
+
+
+def rewrite(page, text, made):
+    """The page's text with its tables between their markers replaced. Raises UserError where markers are missing."""
+    for name in PAGES[page]:
+        pattern = re.compile(rf"(<!-- from logs: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise UserError(f"{page} lacks the markers <!-- from logs: {name} --> and <!-- end -->")
+        text = pattern.sub(lambda match, name=name: match.group(1) + made[name] + "\n" + match.group(2), text)
+    return text

@@ -1,0 +1,211 @@
+"""Checkpoints that are whole or not there, carry data and never code, and are checked before they are used.
+
+    save_checkpoint(path, {"args": {...}, "weights": model.state_dict(), ...})
+    state = load_checkpoint(path)
+    copy_tensors(state["weights"], model.state_dict(), path)
+
+A checkpoint is what `torch.save` writes, with the SHA-256 of those bytes in the comment that a zip file may end with.
+So it stays a file that `torch.load(path, weights_only=True)` opens, and one changed byte anywhere is noticed here. The
+checksum stops accidents, not people: everything that is read is checked by type, range, name, shape and dtype too.
+"""
+
+import copy
+import hashlib
+import io
+import math
+import struct
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+
+from support.cli import UserError
+from support.files import write_atomically
+
+FORMAT = "mnist-addend checkpoint"
+VERSION = 2
+CHECKSUM = b"sha256:"
+CHECKSUM_LENGTH = len(CHECKSUM) + hashlib.sha256().digest_size
+DATASETS = ("mnist", "synthetic")
+PROGRESS = ("header", "continued", "epoch", "history", "best", "weights", "raw_weights", "optimizer")
+ACCURACIES = ("digit_accuracy", "sum_accuracy", "joint_accuracy")
+CHANGED = "was model.py changed since?"
+TEXT_LIMIT = 20_000  # characters of the text that a checkpoint brings into a log
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be used; the message is one line with the file and the cause."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def save_checkpoint(path, state):
+    """Write `state`, a dict of tensors and plain Python values, to `path`; see `write_atomically`."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "version": VERSION, **state}, buffer)
+    content = buffer.getvalue()
+    # The last two bytes of a zip file without a comment are the comment's length, 0.
+    body = content[:-2] + struct.pack("<H", CHECKSUM_LENGTH)
+    write_atomically(path, body + CHECKSUM + hashlib.sha256(body).digest())
+
+
+def load_checkpoint(path):
+    """The dict that `save_checkpoint` was given, on the CPU. Runs no code from the file.
+
+    Raises CheckpointError: no such file, a folder, empty, of another tool, damaged, of a newer format.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, not a checkpoint")
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"no checkpoint {path}; `python train.py` writes best.pt and last.pt") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read checkpoint {path}: {error.strerror}") from None
+    if not content:
+        raise CheckpointError(f"checkpoint {path} is empty")
+    if content[:4] != b"PK\x03\x04":
+        raise CheckpointError(f"{path} is not a checkpoint of train.py: it does not begin like one")
+
+    body, checksum = content[:-CHECKSUM_LENGTH], content[-CHECKSUM_LENGTH:]
+    if not checksum.startswith(CHECKSUM):
+        raise CheckpointError(
+            f"{path} is cut short, damaged or not a checkpoint of train.py: it does not end in a checksum"
+        )
+    if hashlib.sha256(body).digest() != checksum[len(CHECKSUM) :]:
+        raise CheckpointError(f"checkpoint {path} is damaged: its checksum does not match")
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > len(content):  # torch.save compresses nothing
+            raise CheckpointError(f"{path} is not a checkpoint of train.py: it unpacks to more than its own size")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sparse tensors and the like, which are refused below
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (CheckpointError, MemoryError):
+        raise
+    except Exception:  # torch.load raises many kinds, the unpickler's among them
+        raise CheckpointError(
+            f"{path} holds more than tensors and plain values; refused, its code was not run"
+        ) from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of train.py")
+    version = state.get("version")
+    if type(version) is not int or not 0 < version < 2**31:
+        raise CheckpointError(f"checkpoint {path} holds a damaged format version")
+    if version != VERSION:
+        advice = "newer than this project: update it" if version > VERSION else "older than this project: train again"
+        raise CheckpointError(f"checkpoint {path} has format version {version}, not {VERSION}; it is {advice}")
+    return state
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Contents: checked before they are used. No message repeats a value that has not passed its check.
+
+
+def check_weights_file(state, path, normalisation):
+    """Check what `evaluate.py` reads, apart from the tensors. Raises CheckpointError."""
+    missing = [name for name in ("args", "dataset", "epoch", "normalisation", "weights") if name not in state]
+    if missing:
+        raise CheckpointError(f"checkpoint {path} is incomplete: it lacks {', '.join(missing)}")
+    check(isinstance(state["args"], dict), path, "args")
+    check(isinstance(state["dataset"], str) and state["dataset"] in DATASETS, path, "dataset")
+    check(whole(state["epoch"], 1), path, "epoch")
+    check(type(state["normalisation"]) is list and all(map(number, state["normalisation"])), path, "normalisation")
+    if state["normalisation"] != list(normalisation):
+        raise CheckpointError(f"{path} was trained with a normalisation other than {normalisation}")
+
+
+def check_progress(state, path, epochs, validated):
+    """Check how far a run of so many `epochs` has come: its history, its best epoch and the text for its log.
+
+    `validated` is whether it holds images out. Raises CheckpointError.
+    """
+    missing = [
+        name for name in ("best", "continued", "header", "history", "optimizer", "raw_weights") if name not in state
+    ]
+    if missing:
+        raise CheckpointError(f"{path} cannot be continued, it lacks {', '.join(missing)}; resume from a last.pt")
+    done, history, best = state["epoch"], state["history"], state["best"]
+    check(whole(done, 1) and done <= epochs, path, "epoch")
+    columns = {"epoch", "learning_rate", "digit_loss", "sum_loss", "seconds", *(ACCURACIES if validated else ())}
+    check(type(history) is list and len(history) == done, path, "history")
+    for epoch, row in enumerate(history, 1):
+        check(type(row) is dict and set(row) == columns and all(map(number, row.values())), path, "history")
+        check(row["epoch"] == epoch and type(row["epoch"]) is int, path, "history")
+    check(type(best) is dict and set(best) == {"epoch", "joint_accuracy", "weights"}, path, "best")
+    check(whole(best["epoch"], 1) and best["epoch"] <= done, path, "best")
+    accuracy = best["joint_accuracy"]
+    check(number(accuracy) and accuracy <= 1 if validated else accuracy is None, path, "best")
+    check(type(state["continued"]) is list, path, "continued")
+    lines = [state["header"], *state["continued"]]
+    check(all(type(line) is str for line in lines) and sum(map(len, lines)) < TEXT_LIMIT, path, "header")
+    check(all(line.isprintable() for text in lines for line in text.split("\n")), path, "header")
+
+
+def check(holds, path, part):
+    """Raise CheckpointError where a check of this part of a checkpoint does not hold."""
+    if not holds:
+        raise CheckpointError(f"{path} is not a checkpoint that train.py wrote: its entry {part} is damaged")
+
+
+def whole(value, low):
+    """Whether this is an integer of at least `low` that prints in a line."""
+    return type(value) is int and low <= value < 2**63
+
+
+def number(value):
+    """Whether this is a number of at least 0 that prints in a line of a log."""
+    return type(value) in (int, float) and math.isfinite(value) and 0 <= value < 1e12
+
+
+def check_tensors(tensors, like, path, part):
+    """Check that `tensors` has the names, shapes and dtypes of the dict `like`, and finite values only."""
+    if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
+        raise CheckpointError(f"{path}: {part} is not a dict of tensors")
+    names = [name for name in like if name not in tensors] + [name for name in tensors if name not in like]
+    if names:
+        raise CheckpointError(f"{path}: {part} does not fit the network, see {', '.join(names[:3])}; {CHANGED}")
+    for name, wanted in like.items():
+        value = tensors[name]
+        if type(value) is not torch.Tensor or value.layout != torch.strided or value.device.type != "cpu":
+            raise CheckpointError(f"{path}: {part} is damaged, {name} is not a plain tensor")
+        if value.shape != wanted.shape or value.dtype != wanted.dtype:
+            form = f"{str(wanted.dtype).removeprefix('torch.')} {list(wanted.shape)}"
+            raise CheckpointError(f"{path}: {part} does not fit the network, {name} should be {form}; {CHANGED}")
+        if not value.isfinite().all():
+            raise CheckpointError(f"{path}: {part} is damaged, {name} is not finite")
+
+
+@torch.no_grad()
+def copy_tensors(tensors, target, path, part):
+    """Copy `tensors` into those of the dict `target`, which keep their device and memory layout, once all fit."""
+    check_tensors(tensors, target, path, part)
+    for name, value in target.items():
+        value.copy_(tensors[name])
+
+
+def restore_optimizer(optimizer, state, path):
+    """Give an optimiser that has taken no step the `state` of one that has; its hyperparameters stay its own.
+
+    A step on a copy of the optimiser, with zero gradients, shows which tensors the state has: the fused optimisers
+    write to whatever memory a state's tensors claim. Raises CheckpointError.
+    """
+    trial = copy.deepcopy(optimizer)
+    for group in trial.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    trial.step()
+    target = trial.state_dict()
+    if type(state) is not dict or state.keys() != target["state"].keys():
+        raise CheckpointError(f"{path}: optimizer does not fit the network; {CHANGED}")
+    for index, own in target["state"].items():
+        tensors = {name: value for name, value in own.items() if value is not None}
+        check(type(state[index]) is dict, path, "optimizer")
+        given = {name: value for name, value in state[index].items() if value is not None}
+        copy_tensors(given, tensors, path, f"optimizer {index}")
+    optimizer.load_state_dict({"state": target["state"], "param_groups": optimizer.state_dict()["param_groups"]})

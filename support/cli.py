@@ -1,0 +1,204 @@
+"""Command lines: argument types, arguments read from a checkpoint, errors in one line.
+
+A script ends with `sys.exit(run_script(main))`. Exit status 0: done; 2: a wrong input, one line on stderr says what is
+wrong and what to do; 1: `studies.reproduce --check` found a difference; 130: Ctrl-C, 143: SIGTERM.
+"""
+
+import argparse
+import contextlib
+import difflib
+import math
+import signal
+import sys
+from pathlib import Path
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
+NO_MEMORY = "not enough memory for the data and the network; a smaller --batch-size or --model needs less"
+MEMORY_SIGNS = ("not enough memory", "can't allocate memory", "out of memory")  # in the allocators' messages
+
+
+class UserError(Exception):
+    """Something that the user can correct; the message is one line."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scripts
+
+
+def run_script(main, argv=None):
+    """Call `main(argv)` and return the exit status; errors of the user and of the machine become one line on stderr."""
+    prog = Path(sys.argv[0]).name
+    try:
+        return main(argv) or 0
+    except UserError as error:
+        message = str(error)
+    except OSError as error:
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except MemoryError:
+        message = NO_MEMORY
+    except RuntimeError as error:  # torch.OutOfMemoryError among them
+        if not any(sign in str(error) for sign in MEMORY_SIGNS):
+            raise
+        message = NO_MEMORY
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 130
+    print(f"{prog}: error: {one_line(message)}", file=sys.stderr)
+    return 2
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does."""
+
+
+@contextlib.contextmanager
+def sigterm_as_interrupt():
+    """Raise Terminated on SIGTERM."""
+
+    def terminate(signal_number, frame):
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def warn(message):
+    """One line on stderr: something requested is unavailable, the run continues."""
+    print(f"WARNING: {one_line(message)}", file=sys.stderr)
+
+
+def one_line(message):
+    """The message on one line of at most 1,000 printable characters: a name from a file may hold anything."""
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    return text if len(text) <= 1000 else text[:1000] + " ..."
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that shows defaults, takes no abbreviations and raises UserError."""
+
+    def __init__(self, description):
+        script = Path(sys.argv[0])
+        super().__init__(
+            prog=f"python -m studies.{script.stem}" if script.parent.name == "studies" else f"python {script.name}",
+            description=description,
+            allow_abbrev=False,
+            formatter_class=lambda prog: HelpFormatter(prog, max_help_position=28),
+        )
+
+    def parse_args(self, args=None, namespace=None):
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            close = difflib.get_close_matches(unknown[0].split("=")[0][:50], flags, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return parsed
+
+    def error(self, message):
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Prints the description unchanged, and the default of each flag that has one."""
+
+    def _get_help_string(self, action):
+        if isinstance(action.default, bool | None) or action.default is argparse.SUPPRESS:
+            return action.help
+        return f"{action.help} (default: {action.default})"
+
+
+def integer(low, high=2**31 - 1):
+    """An argparse type: a whole number from `low` to `high`, by default the largest that every library takes."""
+
+    def parse(text):
+        value = int(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not {span(low, high)}")
+        return value
+
+    parse.__name__ = "whole number"
+    return parse
+
+
+def real(low, high=math.inf, above=False):
+    """An argparse type: a finite number from `low` to `high`; with `above`, greater than `low`."""
+
+    def parse(text):
+        value = float(text)
+        if not math.isfinite(value) or value < low or value > high or (above and value == low):
+            raise argparse.ArgumentTypeError(f"{text} is not {'above ' + str(low) if above else span(low, high)}")
+        return value
+
+    parse.__name__ = "number"
+    return parse
+
+
+def file_name(text):
+    """An argparse type: a printable name of a file, without a folder."""
+    if not text.isprintable() or not text.strip() or Path(text).name != text or text == "..":
+        raise argparse.ArgumentTypeError(f"{text!r} must be a plain file name")
+    return text
+
+
+def span(low, high):
+    """The range in words."""
+    return f"at least {low}" if high == math.inf else f"from {low} to {high}"
+
+
+def flags_of(parser, args, names):
+    """The flags that set the arguments `names` to what they are in `args`, as words; defaults are left out."""
+    actions = [action for action in parser._actions if action.dest in names]
+    changed = [action for action in actions if getattr(args, action.dest) != action.default]
+    words = [[action.option_strings[0], str(getattr(args, action.dest))] for action in changed]
+    return [word for pair in words for word in pair if word != "True"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The arguments of a continued run
+
+
+def continued_arguments(parser, argv, stored, machine, source):
+    """The arguments of a run that continues from the file `source`, as a namespace.
+
+    `stored` are the arguments in that file; each is checked as if it had been typed. The names in `machine` (folders,
+    the device) are never taken from the file. Flags in `argv` may repeat a stored value. Raises UserError.
+    """
+    expected = {action.dest for action in parser._actions if action.dest != "help"} - set(machine)
+    if not isinstance(stored, dict) or set(stored) != expected:
+        raise UserError(f"{source} holds other arguments than this version has; start a new run")
+    words = []
+    for action in parser._actions:
+        value = stored.get(action.dest)
+        if action.dest not in expected or (value is False and action.nargs == 0):
+            continue
+        if not isinstance(value, bool | int | float | str):
+            raise UserError(f"{source} holds a damaged argument {action.option_strings[0]}")
+        try:
+            words.append(action.option_strings[0] + ("" if value is True else f"={value}"))
+        except ValueError:  # an integer too long for Python to print
+            raise UserError(f"{source} holds a damaged argument {action.option_strings[0]}") from None
+    try:
+        args = parser.parse_args(words)
+    except UserError as error:
+        raise UserError(f"{source} holds a damaged argument: {error}") from None
+
+    for action in parser._actions:  # leaves the flags that were really typed
+        action.default = argparse.SUPPRESS
+    for name, value in vars(parser.parse_args(argv)).items():
+        was = getattr(args, name)
+        if name not in machine and value != was:
+            flag = "--" + name.replace("_", "-")
+            why = "; the learning-rate schedule spans all epochs of a run" if name in ("epochs", "schedule") else ""
+            raise UserError(
+                f"{flag} {value} contradicts the run in {source}, which has {was}{why}: leave {flag} out to continue "
+                f"that run, or start a new one without --resume"
+            )
+        setattr(args, name, value)
+    return args

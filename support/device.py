@@ -1,0 +1,54 @@
+"""The device that a run computes on, and how exactly."""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from support.cli import UserError
+
+
+def choose_device(name):
+    """The torch.device for `--device`; auto takes CUDA, then MPS, then the CPU. Raises UserError if it is absent.
+
+    On CUDA, float32 means float32: convolutions do not round to TF32, which is PyTorch's default there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind in there if there[kind])
+    if not there[name]:
+        raise UserError(
+            f"--device {name}: this machine or this build of PyTorch has no {name.upper()}; try --device auto"
+        )
+    torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "ieee"
+    return torch.device(name)
+
+
+def set_deterministic(deterministic, device):
+    """Let cuDNN choose its algorithms by speed, since the shapes are fixed, or by determinism."""
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(deterministic, warn_only=device.type == "mps")  # which lacks some
+
+
+def describe_device(device, processes=1):
+    """The device in a line: its kind, its name, the threads or the processes."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    threads = "" if device.type == "cuda" else f", {count(torch.get_num_threads(), 'thread')}"
+    return f"{device.type}: {name}{threads}{f', {processes} processes' if processes > 1 else ''}"
+
+
+def processor():
+    """The processor's name, as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def count(number, noun):
+    """1 epoch, 2 epochs."""
+    return f"{number:,d} {noun}{'' if number == 1 else 's'}"

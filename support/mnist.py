@@ -1,0 +1,115 @@
+"""MNIST's four files: checked by checksum, unpacked or downloaded where needed, read by torchvision."""
+
+import gzip
+import hashlib
+import http.client
+import io
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from support.cli import UserError
+from support.files import write_atomically
+
+MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
+ATTEMPTS = 2  # rounds over the mirrors
+SILENCE_LIMIT = 20.0  # seconds that a mirror may send nothing
+FILE_LIMIT = 600.0  # seconds that one file may take
+# name: (bytes and MD5 of the .gz, as torchvision checks it; bytes and MD5 of the unpacked file)
+MNIST_FILES = {
+    "train-images-idx3-ubyte": (
+        (9912422, "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+        (47040016, "6bbc9ace898e44ae57da46a324031adb"),
+    ),
+    "train-labels-idx1-ubyte": (
+        (28881, "d53e105ee54ea40749a09fcbcd1e9432"),
+        (60008, "a25bea736e30d166cdddb491f175f624"),
+    ),
+    "t10k-images-idx3-ubyte": (
+        (1648877, "9fb629c4189551a2d022fa330f9573f3"),
+        (7840016, "2646ac647ad5339dbf082846283269ea"),
+    ),
+    "t10k-labels-idx1-ubyte": (
+        (4542, "ec29112dd5afa0611ce80d1b7f02629c"),
+        (10008, "27ae3e4e09519cfbb04c329615203637"),
+    ),
+}
+
+
+class DataError(UserError):
+    """Missing or damaged data; the message is one line."""
+
+
+class MissingDataError(DataError):
+    """MNIST is not in the data folder and could not be downloaded."""
+
+
+def load_mnist(data_dir, train):
+    """MNIST's (images, digits), from files with the official checksums; see `data.load_digits`."""
+    if (Path(data_dir) / "MNIST" / "processed").exists():
+        raise DataError(f"{data_dir}/MNIST/processed is an old cache that torchvision would read instead; remove it")
+    folder = Path(data_dir) / "MNIST" / "raw"
+    for name in MNIST_FILES:
+        # Before training the test files too, not to fail at the end of it. torchvision wants to see all four always.
+        if train or name.startswith("t10k") or not (folder / name).exists():
+            ensure_mnist_file(folder, name)
+    from torchvision.datasets import MNIST  # here, since it takes as long to import as torch itself
+
+    mnist = MNIST(data_dir, train=train, download=False)
+    return mnist.data.unsqueeze(1), mnist.targets
+
+
+def ensure_mnist_file(folder, name):
+    """Make sure that the unpacked `folder/name` is MNIST's: check it, else unpack `name.gz`, else download that."""
+    packed, unpacked = MNIST_FILES[name]
+    if matches(folder / name, unpacked):
+        return
+    archive = folder / f"{name}.gz"
+    if matches(archive, packed):
+        content = archive.read_bytes()
+    else:
+        content = download(f"{name}.gz", packed, damaged=[file for file in (folder / name, archive) if file.exists()])
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(archive, content)
+    write_atomically(folder / name, gzip.decompress(content))
+
+
+def matches(path, size_and_md5):
+    """Whether the file is there with this (size, MD5)."""
+    size, md5 = size_and_md5
+    return path.is_file() and path.stat().st_size == size and md5_of(path.read_bytes()) == md5
+
+
+def md5_of(content):
+    """MD5 in hex: MNIST's official checksum, against damage, not against an attacker."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+
+def download(name, size_and_md5, damaged=()):
+    """The bytes of MNIST's file `name` from the first mirror that serves it whole.
+
+    Raises MissingDataError, or DataError naming the first of the `damaged` files that the download was to replace.
+    """
+    size, md5 = size_and_md5
+    problem = ""
+    for mirror in MIRRORS * ATTEMPTS:
+        print(f"downloading {mirror}{name}", file=sys.stderr)
+        deadline = time.monotonic() + FILE_LIMIT
+        content = io.BytesIO()
+        try:
+            with urllib.request.urlopen(mirror + name, timeout=SILENCE_LIMIT) as response:
+                while content.tell() <= size and (block := response.read1(1 << 16)):
+                    content.write(block)
+                    if time.monotonic() > deadline:
+                        raise TimeoutError(f"not done after {FILE_LIMIT:.0f} s")
+        except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: sent on to a malformed address
+            problem = f"{mirror} failed: {getattr(error, 'reason', None) or error or type(error).__name__}"
+            continue
+        if content.tell() == size and md5_of(content.getvalue()) == md5:
+            return content.getvalue()
+        problem = f"{mirror} sent something else (wrong checksum)"
+    if damaged:
+        raise DataError(f"{damaged[0]} is damaged (wrong checksum) and could not be downloaded again: {problem}")
+    raise MissingDataError(f"MNIST's {name} is not in the data folder and could not be downloaded: {problem}")

@@ -1,0 +1,14 @@
+"""Recipes: the defaults of train.py that go with a size of the network. A flag on the command line overrides them."""
+
+RECIPES = {
+    "tiny": dict(learning_rate=0.02, weight_decay=0.05),
+    "fast": dict(
+        epochs=1,
+        val_size=0,  # a single epoch leaves nothing to choose
+        batch_size=256,
+        learning_rate=0.04,
+        augment=0.0,
+        averaging_eta=0.0,
+        precision="bfloat16",
+    ),
+}

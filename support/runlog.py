@@ -1,0 +1,204 @@
+"""The files of a run: its log as text and as CSV, and its checkpoints.
+
+A run named RUN writes logs/RUN.txt, logs/RUN.csv, logs/RUN-best.pt and logs/RUN-last.pt in its folder. best.pt and
+last.pt beside logs/ are copies of the checkpoints of the newest run.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from support import processes
+from support.checkpoint import ACCURACIES, CheckpointError, load_checkpoint, save_checkpoint
+from support.cli import UserError, file_name
+from support.device import describe_device
+from support.files import lock, write_atomically
+
+HEADINGS = "epoch  rate at end  digit loss  sum loss  val digit %  val sum %  val joint %  seconds"
+COLUMNS = ("split", "epoch", "learning_rate", "digit_loss", "sum_loss", *ACCURACIES, "seconds")
+
+
+class RunFiles:
+    """The files of the run `name` in `folder`."""
+
+    def __init__(self, folder, name):
+        self.folder, self.logs, self.name = Path(folder), Path(folder) / "logs", name
+        self.text, self.csv = self.logs / f"{name}.txt", self.logs / f"{name}.csv"
+        self.best, self.last = self.logs / f"{name}-best.pt", self.logs / f"{name}-last.pt"
+
+    @contextlib.contextmanager
+    def claimed(self, resumed):
+        """Lock the folder for a run, new or continued from the checkpoint `resumed`, and check that it may write there.
+
+        Processes other than 0 print nothing and write nothing. Raises UserError.
+        """
+        with contextlib.ExitStack() as stack:
+            if processes.rank() > 0:
+                nowhere = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+                stack.enter_context(contextlib.redirect_stderr(nowhere))
+                yield
+                return
+            self.logs.mkdir(parents=True, exist_ok=True)
+            stack.callback(self.remove_empty_logs)
+            for needed in (self.folder, self.logs):
+                if not os.access(needed, os.W_OK):
+                    raise UserError(f"{needed} cannot be written to; choose another --out")
+            stack.enter_context(lock(self.folder))
+            self.refuse_to_overwrite(resumed)
+            self.remove_leftovers()
+            yield
+
+    def remove_empty_logs(self):
+        """Remove logs/ where the run was refused and left nothing in it."""
+        with contextlib.suppress(OSError):
+            self.logs.rmdir()
+
+    def refuse_to_overwrite(self, resumed):
+        """Raise UserError where the folder holds another run of this name. `resumed`: the checkpoint, or None."""
+        if resumed is None and (self.last.exists() or self.holds_epochs()):
+            advice = f" or --resume {self.last}" if self.last.exists() else ""
+            raise UserError(f"there is a run {self.name} in {self.logs}; choose another --run-name{advice}")
+        with contextlib.suppress(CheckpointError):  # none, or a damaged one that is nothing to lose
+            if resumed is not None and load_checkpoint(self.last).get("header") != resumed["header"]:
+                raise UserError(f"{self.last} is of another run of the name {self.name}; choose another --out")
+
+    def holds_epochs(self):
+        """Whether the log holds an epoch; that of a run that ended before its first may be replaced."""
+        return self.text.exists() and not self.text.read_text().endswith(HEADINGS + "\n")
+
+    def remove_leftovers(self):
+        """Remove the temporary files that a killed run of this folder, which is locked, may have left."""
+        for pattern in (".best.pt.*.tmp", ".last.pt.*.tmp", "logs/.*.tmp"):
+            for path in self.folder.glob(pattern):
+                path.unlink()
+
+    def keep_best_of_other_run(self):
+        """Say where the best.pt of another run, which this run replaces, is kept; copy it there if it is not."""
+        if processes.rank() > 0:
+            return
+        try:
+            other = load_checkpoint(self.folder / "best.pt")
+            name = file_name(other["args"]["run_name"])
+        except (argparse.ArgumentTypeError, AttributeError, CheckpointError, LookupError, TypeError):
+            return  # none, or not of a run
+        own = RunFiles(self.folder, name).best
+        if name != self.name:
+            if not own.exists():
+                save_checkpoint(own, other)
+            print(f"this run replaces best.pt, which is that of the run {name} and stays in {own}", file=sys.stderr)
+
+    def save_best(self, state):
+        """Write what `evaluate.py` needs of the best epoch, without the optimiser."""
+        if processes.rank() > 0:
+            return
+        kept = {name: state[name] for name in ("args", "dataset", "normalisation", "versions")}
+        kept |= {name: state["best"][name] for name in ("epoch", "joint_accuracy", "weights")}
+        for path in (self.best, self.folder / "best.pt"):
+            save_checkpoint(path, kept)
+
+    def save_last(self, state):
+        """Write all that it takes to continue."""
+        if processes.rank() > 0:
+            return
+        for path in (self.last, self.folder / "last.pt"):
+            save_checkpoint(path, state)
+
+    def write_log(self, state, ending=(), test_scores=None):
+        """Write the text and the CSV whole, as they stand after an epoch or at the end."""
+        if processes.rank() > 0:
+            return
+        lines = [log_head(state), *map(table_line, state["history"]), *ending]
+        write_atomically(self.text, "\n".join(lines) + "\n")
+        rows = [{"split": "validation"} | row for row in state["history"]]
+        if test_scores:
+            rows.append({"split": "test"} | test_scores)
+        text = io.StringIO()
+        table = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        write_atomically(self.csv, text.getvalue())
+
+
+def versions():
+    """Library versions, without importing torchvision, which takes as long as torch."""
+    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    for name in ("torchvision", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def commit():
+    """The commit of these scripts, with -dirty behind it where a script was changed since."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent.parent)]
+
+    def answer(*words):
+        return subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return answer("rev-parse", "--short", "HEAD") + ("-dirty" if answer("diff", "HEAD", "--", "*.py") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def environment(device):
+    """Commit, versions and device, each as a text."""
+    return {
+        "commit": commit(),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        "device": describe_device(device, processes.world_size()),
+    }
+
+
+def make_header(argv, args, omitted, dataset, device, model, training, validation, notes):
+    """What it takes to repeat the run, as lines of text.
+
+    `omitted` are the arguments that do not belong to the run; `notes` are requested options that were unavailable.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    flags = " ".join(f"{name}={value}" for name, value in vars(args).items() if name not in omitted)
+    entries = [
+        ("command", shlex.join(["python", "train.py", *argv])),
+        *environment(device).items(),
+        ("data set", f"{dataset}: {training:,d} training and {validation:,d} validation images"),
+        ("model", f"{args.model}, {parameters:,d} parameters"),
+        ("arguments", flags),
+        *(("note", note) for note in notes),
+    ]
+    return "\n".join(f"{name:11s} {text}" for name, text in entries)
+
+
+def continuation(header, epoch, device, notes):
+    """The lines of the log that say where the run with this header continued after `epoch`."""
+    here = environment(device)
+    lines = [f"{'continued':11s} after epoch {epoch}; commit {here['commit']}; {here['versions']}; {here['device']}"]
+    if re.findall(r"^device +(.*)$", header, re.MULTILINE) != [here["device"]]:
+        lines.append(f"{'note':11s} trained on more than one device, so the seconds are not comparable")
+    return "\n".join(lines + [f"{'note':11s} {note}" for note in notes])
+
+
+def log_head(state):
+    """The log up to its first epoch."""
+    return "\n".join([state["header"], *state["continued"], "", HEADINGS])
+
+
+def table_line(row):
+    """One epoch as a line under HEADINGS."""
+    accuracies = [row.get(name) for name in ACCURACIES]
+    cells = [f"{'-':>9s}" if value is None else f"{100 * value:9.3f}" for value in accuracies]
+    return (
+        f"{row['epoch']:5d}  {row['learning_rate']:11.6f}  {row['digit_loss']:10.4f}  {row['sum_loss']:8.4f}"
+        f"    {cells[0]}  {cells[1]}    {cells[2]}  {row['seconds']:7.1f}"
+    )
