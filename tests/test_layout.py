@@ -1,0 +1,82 @@
+"""The layout: imports point one way, the scripts of the task know no study, and stay short enough to read."""
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+LEVELS = ["support", "data", "model", "evaluate", "train", "studies"]  # each may import what stands before it
+FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("support/*.py"), *ROOT.glob("studies/*.py")])
+# The one function that turns a model's name into a network knows that there are others.
+ALLOWED = {("model", "studies")}
+
+
+def level_of(name):
+    return LEVELS.index(name.split(".")[0]) if name.split(".")[0] in LEVELS else None
+
+
+def imports(path):
+    """(name, whether it is imported when the file is) of every import in the file, functions included."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            yield name, node in tree.body
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    own = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for name, at_once in imports(path):
+        if level_of(name) is None:
+            continue
+        folder, other = own.split(".")[0], name.split(".")[0]
+        same_folder = folder == other and folder in ("support", "studies")
+        assert same_folder or level_of(name) < level_of(own) or ((folder, other) in ALLOWED and not at_once), name
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_have_no_cycle(path):
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    seen = set()
+
+    def visit(module, above):
+        assert module not in above, f"a cycle: {[*above, module]}"
+        if module in seen:
+            return
+        seen.add(module)
+        for other, at_once in imports(ROOT.joinpath(*module.split(".")).with_suffix(".py")):
+            target = next((part for part in (other, other.rpartition(".")[0]) if is_module(part)), None)
+            if at_once and target:
+                visit(target, [*above, module])
+
+    visit(name, [])
+
+
+def is_module(name):
+    return bool(name) and ROOT.joinpath(*name.split(".")).with_suffix(".py") in FILES
+
+
+@pytest.mark.parametrize("name", ["data.py", "train.py", "evaluate.py"])
+def test_the_scripts_of_the_task_know_no_study(name):
+    text = (ROOT / name).read_text().lower()
+    found = re.findall(r"\b(?:faults?|faulty|published|benchmarks?|stud(?:y|ies)|rivals?|lenet)\b", text)
+    assert not found
+
+
+def test_train_py_can_be_read_in_one_sitting():
+    assert len((ROOT / "train.py").read_text().splitlines()) <= 300
+
+
+def test_torchvision_is_imported_to_read_mnist_alone():
+    program = "import sys, train, evaluate; sys.exit('torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
