@@ -1,25 +1,28 @@
-"""Runs of train.py that are killed at a given instant: a process that imports PyTorch once and forks for every run.
+"""Runs that may be killed at a given instant: a process that imports PyTorch once and forks for every run.
 
-Reads one JSON object a line from stdin: `folder` to run in, `argv` of train.py, and when to send SIGKILL: after
-`seconds`, or at the `event`-th step of the writing of files, or, with neither, never. Answers each with one line of
-JSON: `status` as subprocess gives it, `seconds` it took, `events` there were. What the run prints goes to FOLDER.out.
+Reads one JSON object a line from stdin: `folder` to run in, `argv` of train.py (or of another `script`), and when to
+send SIGKILL: after `seconds`, or at the `event`-th step of the writing of files, or, with neither, never. A run is
+interrupted after so many `epochs` of its own, and gets so much `memory` in MiB beyond what the imports take. Answers
+each with one line of JSON: `status` as subprocess gives it, `seconds` it took, `events` there were. What the run
+prints goes to FOLDER.out.
 """
 
 import contextlib
 import json
 import os
+import resource
 import select
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import checkpoint
-import cli
-import runlog
+import evaluate
 import train
+from support import cli, files, runlog
 
 
 class Halves:
@@ -38,8 +41,23 @@ class Halves:
         self.instant()
 
 
-def run(folder, argv, event, pipe):
+def limit(epochs, memory):
+    """Interrupt the run after so many epochs; refuse it more memory than that in MiB."""
+    train_epoch, numbers = train.train_epoch, iter(range(epochs))
+
+    def counted(*arguments):
+        if next(numbers, None) is None:
+            raise KeyboardInterrupt
+        return train_epoch(*arguments)
+
+    train.train_epoch = counted
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + memory * 2**20,) * 2)
+
+
+def run(job, pipe):
     """The run itself, in the forked process; the number of events goes into the pipe at its end."""
+    folder, argv, event, script = job["folder"], job["argv"], job.get("event"), job.get("script", "train")
     os.chdir(folder)
     log = os.open(f"{folder}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -66,11 +84,13 @@ def run(folder, argv, event, pipe):
             instant()
             yield Halves(file, instant)
 
-    checkpoint.open = opened
+    files.open = opened
     os.fsync, os.replace = with_instants(os.fsync), with_instants(os.replace)
     runlog.commit = lambda: "unknown"  # the sources may change between two runs
-    sys.argv = ["train.py"]
-    status = cli.run_script(train.main, argv)
+    sys.argv = [f"{script}.py"]
+    if "memory" in job:
+        limit(job["epochs"], job["memory"])
+    status = cli.run_script({"train": train, "evaluate": evaluate}[script].main, argv)
     sys.stdout.flush()
     os.write(pipe, str(count).encode())
     return status
@@ -85,7 +105,9 @@ def main():
         if child == 0:
             status = 99
             try:
-                status = run(job["folder"], job["argv"], job.get("event"), theirs)
+                status = run(job, theirs)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(status)
         os.close(theirs)
