@@ -63,6 +63,7 @@ FORGERIES = {
         lambda state: state["history"][0].update(sum_loss="low"),
         lambda state: state["history"][0].update(sum_loss=torch.tensor(1.0)),
         lambda state: state["history"][0].update(seconds=float("nan")),
+        lambda state: state["history"][0].update(seconds=10**400),  # too large for a float
         lambda state: state["history"][0].update(epoch=7),
         lambda state: state["history"][1].pop("joint_accuracy"),
         lambda state: state.update(history={"epoch": 1}),

@@ -90,7 +90,10 @@ def test_process_0_alone_prints_and_writes(in_two):
 
 
 def test_a_process_that_dies_ends_the_job_and_it_can_go_on(small_flags, in_two, tmp_path):
-    """Process 1 is killed in the second epoch; resumed, the two end where two that were not disturbed do."""
+    """Process 1 is killed in the second epoch, after a step that both took: process 0 has then saved the first.
+
+    Resumed, the two end where two that were not disturbed do.
+    """
     (tmp_path / "dying.py").write_text(
         f"import os, signal, sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "import train\n"
@@ -98,9 +101,10 @@ def test_a_process_that_dies_ends_the_job_and_it_can_go_on(small_flags, in_two, 
         "from data import Batches\n"
         "epochs = Batches.epoch\n"
         "def epoch(self, number):\n"
-        "    if number == 1 and os.environ['RANK'] == '1':\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return epochs(self, number)\n"
+        "    for step, batch in enumerate(epochs(self, number)):\n"
+        "        if number == step == 1 and os.environ['RANK'] == '1':\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        yield batch\n"
         "Batches.epoch = epoch\n"
         "sys.exit(cli.run_script(train.main))\n"
     )
