@@ -157,7 +157,7 @@ def full_report(scores, dataset):
 
 
 def make_parser():
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(__doc__, " [FILE ...]")
     add = parser.add_argument
     add("files", nargs="*", metavar="FILE", help="the same as --ckpt")
     add("--ckpt", nargs="+", metavar="FILE", help="checkpoint; several make an ensemble (default: best.pt)")

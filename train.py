@@ -61,14 +61,9 @@ def make_parser():
     add("--augment", type=real(0, 5), default=0.5, help="strength of random shift, rotation, scale and shear")
 
     add = parser.add_argument_group("network").add_argument
-    add("--model", default="base", metavar="NAME", help=f"{', '.join(SIZES)}, or another that model.find_model knows")
+    add("--model", default="base", metavar="NAME", help=f"{', '.join(SIZES)}, or another of model.find_model")
     add("--addend-encoding", choices=ADDEND_ENCODINGS, default="onehot", help="form of the input number")
-    add(
-        "--sum-encoding",
-        choices=(*SUM_ENCODINGS, "shift"),
-        default="onehot",
-        help="form of the answer; shift: a fixed sum",
-    )
+    add("--sum-encoding", choices=(*SUM_ENCODINGS, "shift"), default="onehot", help="form of the sum; shift: no head")
 
     add = parser.add_argument_group("training").add_argument
     add("--batch-size", type=integer(1), default=128, help="images in a step")

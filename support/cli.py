@@ -83,10 +83,12 @@ def one_line(message):
 class Parser(argparse.ArgumentParser):
     """An argument parser that shows defaults, takes no abbreviations and raises UserError."""
 
-    def __init__(self, description):
+    def __init__(self, description, positional=""):
         script = Path(sys.argv[0])
+        prog = f"python -m studies.{script.stem}" if script.parent.name == "studies" else f"python {script.name}"
         super().__init__(
-            prog=f"python -m studies.{script.stem}" if script.parent.name == "studies" else f"python {script.name}",
+            prog=prog,
+            usage=f"{prog} [options]{positional}",
             description=description,
             allow_abbrev=False,
             formatter_class=lambda prog: HelpFormatter(prog, max_help_position=28),
@@ -112,6 +114,10 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         if isinstance(action.default, bool | None) or action.default is argparse.SUPPRESS:
             return action.help
         return f"{action.help} (default: {action.default})"
+
+    def _get_default_metavar_for_optional(self, action):
+        short = {"whole number": "N", "number": "X"}
+        return short.get(getattr(action.type, "__name__", None), super()._get_default_metavar_for_optional(action))
 
 
 def integer(low, high=2**31 - 1):
