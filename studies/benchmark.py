@@ -1,17 +1,21 @@
-"""Speed, side by side: ours against what one would use instead, in turns on the same machine, as ratios.
+"""Measure speed and memory against what one would use instead.
 
-    python benchmark.py --quick                        every section on a few images: does it run
-    python benchmark.py --json logs/benchmark-cpu.json
-    python benchmark.py --only rival overhead --repeats 10
+    python -m studies.benchmark --quick        every section on a few images:
+                                               does it run, not how fast
+    python -m studies.benchmark --json logs/records/benchmark-cpu.json
+    python -m studies.benchmark --only rival overhead --repeats 10
 
-A ratio is ours / rival: of seconds and of memory less is better, of anything per second more. Figures are medians, test
-accuracies of the section `rival` means; the spread is from the smallest to the largest ratio of one round, or figure
-where there is no rival. The rounds of a section run A B A B, so that a slow minute of the machine hits both; one more
-round before them warms up, except in `target`, `memory`, `several` and with --quick in `start` and `growth`. In
-`overhead` the two take turns of a few steps.
+The ratio is ours / rival: lower is better for seconds and memory, higher for
+anything per second. Figures are medians of the rounds (means for accuracies in
+`rival`). The spread is the smallest and the largest ratio of a single round,
+or figure where there is no rival. Within a round everything is measured in
+turn, A B A B, so that a slow phase of a shared machine affects all alike. One
+more round comes first as a warm-up, except in `target`, `memory` and `several`
+and, with --quick, in `start` and `growth`.
 """
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -19,30 +23,31 @@ import itertools
 import json
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-import cli
-import rivals
 import train
-from checkpoint import write_atomically
-from data import ADDENDS, DATASETS, Batches, load_digits, prepare, split_indices
+from data import ADDENDS, DATASETS, load_digits, prepare, split_indices
 from evaluate import predict_pairs, score
-from published import build_model
-from runlog import commit, processor, versions
+from model import build_model
+from support import cli, graphs
+from support.device import choose_device, set_deterministic
+from support.files import write_atomically
+from support.runlog import environment
 
-HERE = Path(__file__).resolve().parent
+# `studies.rivals` is imported where it is used: with torchvision the imports that `start` measures would be slower.
+HERE = Path(__file__).resolve().parent.parent
 COLUMNS = ("section", "what", "unit", "ours", "rival", "ratio", "spread")
 SEEDS = 10  # of the fast recipe and of its rival
-TARGETS = (0.9855, 0.99)  # of the validation joint accuracy; the first is the best published one
-QUICK_TARGETS = (0.3, 0.5)  # a few steps reach these
+TARGETS = (0.9855, 0.99)  # validation joint accuracy; the first is the best published one
+QUICK_TARGETS = (0.3, 0.5)  # `base` reaches these in a few steps
 QUICK_IMAGES = 3840  # 30 batches of 128
 TURN = 20  # steps
 
@@ -60,7 +65,7 @@ class Setting:
     validation: tuple
 
     def first(self, count):
-        """(images, digits) of the first `count` training images, or of all where there are fewer."""
+        """(images, digits) of the first `count` training images; of all for None or where there are fewer."""
         return tuple(tensor[:count] for tensor in self.training)
 
 
@@ -68,36 +73,33 @@ class Setting:
 # Measuring
 
 
-def seconds_of(function, device):
-    """Seconds of one call, with the device's queue empty before and after."""
-    wait_for(device)
-    start = time.perf_counter()
-    function()
-    wait_for(device)
-    return time.perf_counter() - start
-
-
-def wait_for(device):
-    """Wait until the device has done what it was given."""
+def now(device):
+    """The time in seconds, the same clock in every process, once the device has finished its queue."""
     if device.type in ("cuda", "mps"):
         getattr(torch, device.type).synchronize()
+    return time.perf_counter()
+
+
+def seconds_of(function, device):
+    """Seconds that one call takes, the work it left to the device included."""
+    start = now(device)
+    function()
+    return now(device) - start
 
 
 def in_turns(jobs, repeats, warm_up=True):
     """Call each of the jobs {name: function() -> figure} in turns; {name: [repeats] figures}."""
     figures = {name: [] for name in jobs}
-    for turn in range(repeats + warm_up):
+    for _ in range(repeats + warm_up):
         for name, job in jobs.items():
-            figure = job()
-            if turn >= warm_up:
-                figures[name].append(figure)
-    return figures
+            figures[name].append(job())
+    return {name: taken[warm_up:] for name, taken in figures.items()}
 
 
 def make_row(section, what, unit, ours, rival=None, middle=statistics.median):
-    """One line of the table from the figures of ours and of the rival, [repeats] each, turn by turn.
+    """One line of the table from the figures of ours and of the rival, one per round, in the order of the rounds.
 
-    Without a figure of ours, which was not reached then, all are None.
+    `ours` is empty for a target that no round reached; all figures are then None.
     """
     row = {"section": section, "what": what, "unit": unit, "ours": middle(ours) if ours else None}
     row["rival"] = middle(rival) if rival else None
@@ -110,46 +112,55 @@ def make_row(section, what, unit, ours, rival=None, middle=statistics.median):
 # Our training, as train.py does it
 
 
-@dataclasses.dataclass
+class EndTraining(Exception):
+    """Raised by a function that `Run.train` calls between steps, to end the training there."""
+
+
+class WatchedBatches:
+    """The same batches; `after_step(n)` is called after each step of the loop over them, with the steps so far."""
+
+    def __init__(self, batches, after_step):
+        self.batches, self.after_step, self.device = batches, after_step, batches.device
+
+    def __len__(self):
+        return len(self.batches)
+
+    def weight(self, step):
+        return self.batches.weight(step)
+
+    def epoch(self, epoch):
+        for step, batch in enumerate(self.batches.epoch(epoch), 1):
+            yield batch
+            self.after_step(epoch * len(self) + step)
+
+
 class Run:
-    """A run as train.py sets it up, ready for its first step."""
+    """What `train.py --model NAME` sets up for `training` = (images, digits), with changes of its arguments."""
 
-    args: argparse.Namespace
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    averaged: train.MovingAverage | None
-    batches: Batches
-    take_step: Callable
-    notes: list  # on flags that were not to be had
+    def __init__(self, name, training, device, memory_format=torch.channels_last, fused=True, **changes):
+        args = argparse.Namespace(**vars(train.parse_arguments(["--model", name])[0]) | changes)
+        model, self.optimizer, self.averaged = train.build(args, device, memory_format, fused)
+        self.batches = model.Batches(
+            *training, args.batch_size, args.seed, args.addends_per_image, args.augment, device
+        )
+        self.network, self.notes = graphs.choose_network(args, model, self.batches)  # notes: what is unavailable
+        self.args, self.device, self.model = args, device, model
+        self.scored = self.averaged.module if self.averaged else model  # what is validated and tested
 
-    @property
-    def scored(self):
-        """The network that is validated and tested."""
-        return self.averaged.module if self.averaged else self.model
-
-    def steps(self):
-        """Train; yields after each step of all epochs."""
-        for epoch in range(self.args.epochs):
-            yield from train.train_epoch(
-                self.args, self.model, self.optimizer, self.averaged, self.take_step, self.batches, epoch
-            )
+    def train(self, after_step=None):
+        """Train all epochs, or until `after_step` raises EndTraining."""
+        batches = WatchedBatches(self.batches, after_step) if after_step else self.batches
+        with contextlib.suppress(EndTraining):
+            for epoch in range(self.args.epochs):
+                train.train_epoch(self.args, self.model, self.network, self.optimizer, self.averaged, batches, epoch)
 
     def seconds(self):
-        """Seconds of all steps, the drawing of the examples in."""
-        return seconds_of(lambda: list(self.steps()), self.batches.device)
-
-
-def begin(name, training, device, memory_format=torch.channels_last, fused=True, **changes):
-    """The Run of `train.py --model NAME` on `training` = (images, digits), with changes of its arguments."""
-    args = argparse.Namespace(**vars(train.parse_arguments(["--model", name, "--run-name", name])[0]) | changes)
-    model, optimizer, averaged = train.build(args, device, memory_format, fused)
-    batches = Batches(*training, args.batch_size, args.seed, args.addends_per_image, args.augment, device)
-    take_step, notes = train.prepare_step(args, model, optimizer, batches)
-    return Run(args, model, optimizer, averaged, batches, take_step, notes)
+        """Seconds of all epochs, the random draws included."""
+        return seconds_of(self.train, self.device)
 
 
 def bare_steps(run, batch, steps):
-    """Forward, losses, backward and step on one and the same batch: the arithmetic and nothing else."""
+    """Forward, losses, backward and optimiser step, always on the same batch."""
     image, addend, digit, sum_target = batch
     model = run.model.train()
     for _ in range(steps):
@@ -161,10 +172,9 @@ def bare_steps(run, batch, steps):
         run.optimizer.step()
 
 
-def joint_on_test(model, setting):
-    """Joint accuracy on all pairs of the test set, from 0 to 1."""
-    images, digits, _ = load_digits(setting.dataset, setting.data_dir, train=False)
-    return score(*predict_pairs([model], images, device=setting.device), digits)["joint_accuracy"]
+def joint_accuracy(model, images, digits, device):
+    """Joint accuracy in % on every image with every addend."""
+    return 100 * score(*predict_pairs([model], images, device=device), digits)["joint_accuracy"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -172,103 +182,119 @@ def joint_on_test(model, setting):
 
 
 def usual(setting):
-    """An epoch of the usual way against ours: the same network, batch size and optimiser, one addend an image."""
-    training = setting.first(QUICK_IMAGES) if setting.quick else setting.training
-    device, count = setting.device, len(training[0])
+    """Images per second of ours and of the usual DataLoader loop: same network, batch size, optimiser, one addend.
 
-    def start(**options):
-        return begin("two-branch-lenet", training, device, faults=[], epochs=1, **options)
+    The usual loop runs in the default memory layout and in channels_last, as ours does. The ratio to the second is the
+    gain of our batches alone; between the two usual loops lies the gain of the layout.
+    """
+    from studies import rivals
 
-    ours = start()
-    jobs = {"ours": lambda: count / ours.seconds()}
-    for workers in (0, 2):
-        rival = start(memory_format=torch.contiguous_format)
+    device, count = setting.device, len(setting.training[0])
+
+    def job(workers=None, memory_format=torch.channels_last):
+        run = Run("two-branch-lenet+mended", setting.training, device, memory_format, epochs=1)
+        if workers is None:
+            return lambda: count / run.seconds()
         loader = torch.utils.data.DataLoader(
-            rivals.UsualDigits(*training),
-            rival.args.batch_size,
+            rivals.UsualDigits(*setting.training),
+            run.args.batch_size,
             shuffle=True,
             num_workers=workers,
             pin_memory=device.type == "cuda",
-            persistent_workers=workers > 0,  # the round that is not counted starts them
+            persistent_workers=workers > 0,  # the warm-up round starts them
         )
-        epoch = functools.partial(rivals.usual_epoch, rival.model, rival.optimizer, loader, device)
-        jobs[workers] = lambda epoch=epoch: count / seconds_of(epoch, device)
+        epoch = functools.partial(rivals.usual_epoch, run.model, run.optimizer, loader, device, memory_format)
+        return lambda: count / seconds_of(epoch, device)
+
+    jobs = {"ours": job()}
+    for layout, memory_format in {"default": torch.contiguous_format, "channels_last": torch.channels_last}.items():
+        jobs |= {f"DataLoader, {n} workers, {layout} layout": job(n, memory_format) for n in (0, 2)}
     figures = in_turns(jobs, setting.repeats)
-    for workers in (0, 2):
-        what = f"epoch, DataLoader with {workers} workers"
-        yield make_row("usual", what, "images/s", figures["ours"], figures[workers])
+    for what in list(jobs)[1:]:
+        yield make_row("usual", what, "images/s", figures["ours"], figures[what])
 
 
 def overhead(setting):
-    """Our epoch against its bare arithmetic, as many steps on one fixed batch: 1.05 is 5 % lost to all the rest.
+    """An epoch of ours against as many bare steps on one fixed batch: 1.05 means that all the rest takes 5 %.
 
     The two take turns of a few steps, since the speed of a shared machine changes within an epoch.
     """
-    training = setting.first(QUICK_IMAGES // 2) if setting.quick else setting.training
+    training, device = setting.first(QUICK_IMAGES // 2 if setting.quick else None), setting.device
 
     def both(run):
         """Seconds of (an epoch of ours, as many bare steps)."""
-        batch, whole, spent = next(run.batches.epoch(0)), len(training[0]) / run.args.batch_size, [0.0, 0.0]
-        steps, left = run.steps(), len(run.batches)
-        while left:
-            turn = min(TURN, left)
-            left -= turn
-            spent[0] += seconds_of(lambda: [next(steps) for _ in range(turn)], setting.device)  # noqa: B023
-            bare = seconds_of(lambda: bare_steps(run, batch, turn), setting.device)  # noqa: B023
-            # the last step of an epoch has fewer images
-            spent[1] += bare if left else bare * (turn - len(run.batches) + whole) / turn
+        batch, steps = next(run.batches.epoch(0)), len(run.batches)
+        whole = len(training[0]) / run.args.batch_size  # steps, the smaller last batch as a fraction
+        spent, start = [0.0, 0.0], now(device)
+
+        def after_step(done):
+            nonlocal start
+            turn = (done - 1) % TURN + 1
+            if turn == TURN or done == steps:
+                spent[0] += now(device) - start
+                bare = seconds_of(lambda: bare_steps(run, batch, turn), device)
+                spent[1] += bare if done < steps else bare * (turn - steps + whole) / turn
+                start = now(device)
+
+        run.train(after_step)
         return spent
 
-    for name in ("two-branch-lenet", "base"):
-        changes = {"plain": dict(augment=0.0, ema_decay=0.0)}
+    for name in ("two-branch-lenet+mended", "base"):
+        changes = {"plain": dict(augment=0.0, averaging_eta=0.0)}
         if name == "base":
-            changes |= {"augmented": dict(ema_decay=0.0), "averaged": dict(augment=0.0), "as it is": {}}
+            changes |= {"augmented": dict(averaging_eta=0.0), "averaged": dict(augment=0.0), "with its defaults": {}}
         for what, change in changes.items():
-            run = begin(name, training, setting.device, faults=[], epochs=1, **change)
-            both(run)  # warms up
+            run = Run(name, training, device, epochs=1, **change)
+            both(run)  # warm-up
             ours, bare = zip(*(both(run) for _ in range(setting.repeats)), strict=True)
             yield make_row("overhead", f"epoch of {name}, {what}", "s", ours, bare)
 
 
 def target(setting):
-    """Seconds of training until the validation joint accuracy first reaches the targets, and the test joint there."""
-    targets = QUICK_TARGETS if setting.quick else TARGETS
-    training = setting.first(QUICK_IMAGES) if setting.quick else setting.training
+    """Seconds of training until the validation joint accuracy first reaches each target; the test joint accuracy there.
+
+    It is checked every 25 steps, which is not timed.
+    """
+    targets, every = (QUICK_TARGETS, 10) if setting.quick else (TARGETS, 25)
+    device = setting.device
+    test = load_digits(setting.dataset, setting.data_dir, train=False)[:2]
 
     def reach(name, seed):
-        run = begin(name, training, setting.device, seed=seed)
-        last = run.args.epochs * len(run.batches)
-        reached, seconds, start = [], 0.0, time.perf_counter()
-        for step, _ in enumerate(run.steps(), 1):
-            if step % (10 if setting.quick else 25) and step < last:
-                continue
-            wait_for(setting.device)
-            seconds += time.perf_counter() - start  # what follows is not timed
-            images, digits = setting.validation
-            joint = score(*predict_pairs([run.scored], images, device=setting.device), digits)["joint_accuracy"]
-            while len(reached) < len(targets) and joint >= targets[len(reached)]:
-                reached.append((seconds, 100 * joint_on_test(run.scored, setting)))
+        run = Run(name, setting.training, device, seed=seed)
+        steps = run.args.epochs * len(run.batches)
+        reached, seconds, start = [], 0.0, now(device)
+
+        def after_step(done):
+            nonlocal seconds, start
+            if done % every and done < steps:
+                return
+            seconds += now(device) - start
+            joint = joint_accuracy(run.scored, *setting.validation, device)
+            while len(reached) < len(targets) and joint >= 100 * targets[len(reached)]:
+                reached.append((seconds, joint_accuracy(run.scored, *test, device)))
             if len(reached) == len(targets):
-                break
-            start = time.perf_counter()
+                raise EndTraining
+            start = now(device)
+
+        run.train(after_step)
         return reached
 
-    names, seeds = ("base", "fast"), iter(range(2 * setting.repeats))
-    # the two networks take turns and share the seed of a turn
-    jobs = {name: lambda name=name: reach(name, next(seeds) // len(names)) for name in names}
+    names, calls = ("base", "fast"), itertools.count()
+    # the two networks take turns and share the seed of a round
+    jobs = {name: lambda name=name: reach(name, next(calls) // len(names)) for name in names}
     figures = in_turns(jobs, setting.repeats, warm_up=False)
-    for name in names:
-        for index, goal in enumerate(targets):
-            there = [reached[index] for reached in figures[name] if len(reached) > index]
-            what = f"{name} to {100 * goal:.2f} % validation joint"
-            if len(there) < setting.repeats:
-                what += f", {len(there)} of {setting.repeats} seeds"
-            yield make_row("target", what, "s", [seconds for seconds, _ in there])
-            yield make_row("target", f"{what}: test joint", "%", [joint for _, joint in there])
+    for name, (index, goal) in itertools.product(names, enumerate(targets)):
+        there = [reached[index] for reached in figures[name] if len(reached) > index]
+        seeds = f", {len(there)} of {setting.repeats} seeds" if len(there) < setting.repeats else ""
+        what = f"{name} to {100 * goal:.2f} %"
+        yield make_row("target", f"{what} validation joint{seeds}", "s", [seconds for seconds, _ in there])
+        yield make_row("target", f"{what}, test joint there{seeds}", "%", [joint for _, joint in there])
 
 
 def scoring(setting):
-    """Scored pairs per second: one CNN pass an image, as evaluate.py does it, against one pass a pair."""
+    """Scored pairs per second: one CNN pass per image, as evaluate.py does it, against one pass per pair."""
+    from studies import rivals
+
     images, _ = setting.first(500 if setting.quick else 5000)
     model, device = build_model("base").to(setting.device, memory_format=torch.channels_last), setting.device
     pairs = len(images) * ADDENDS
@@ -277,7 +303,7 @@ def scoring(setting):
         "rival": lambda: pairs / seconds_of(lambda: rivals.predict_pair_by_pair(model, images, device), device),
     }
     figures = in_turns(jobs, setting.repeats)
-    yield make_row("scoring", "one CNN pass an image, or a pair", "pairs/s", figures["ours"], figures["rival"])
+    yield make_row("scoring", "one CNN pass per image vs per pair", "pairs/s", figures["ours"], figures["rival"])
 
 
 def latency(setting):
@@ -293,93 +319,116 @@ def latency(setting):
         images, _ = setting.first(count)
         return sorted(1000 * seconds_of(lambda: predict(images), device) for _ in range(calls))
 
-    jobs = {}
-    for batch_size in (1, 8, 64, 512):
-        calls = max(3, (500 if setting.quick else 10_000) // batch_size)
-        jobs[batch_size] = functools.partial(milliseconds, batch_size, calls)
+    calls = 500 if setting.quick else 10_000
+    jobs = {n: functools.partial(milliseconds, n, max(3, calls // n)) for n in (1, 8, 64, 512)}
     figures = in_turns(jobs, setting.repeats)
-    yield make_row("latency", "one prediction, median", "ms", [statistics.median(times) for times in figures[1]])
-    late = [times[len(times) * 95 // 100] for times in figures[1]]
-    yield make_row("latency", "one prediction, 95th percentile", "ms", late)
-    for batch_size, rounds in figures.items():
-        count = len(setting.first(batch_size)[0])
-        rates = [1000 * count * len(times) / sum(times) for times in rounds]
-        yield make_row("latency", f"predictions, {batch_size} at a time", "images/s", rates)
+    for what, percent in (("median", 50), ("95th percentile", 95)):
+        times_of_one = [times[len(times) * percent // 100] for times in figures[1]]
+        yield make_row("latency", f"one prediction, {what}", "ms", times_of_one)
+    for n, rounds in figures.items():
+        rates = [1000 * len(setting.first(n)[0]) / statistics.mean(times) for times in rounds]
+        yield make_row("latency", f"predictions, {n} at a time", "images/s", rates)
+
+
+def peak_memory():
+    """Peak resident memory of this process so far, in MiB.
+
+    On Linux from VmHWM: ru_maxrss there starts at the peak of the process that started this one.
+    """
+    try:
+        return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**10
+    except (OSError, TypeError):  # no /proc, or one without VmHWM
+        import resource  # not on Windows
+
+        # in bytes on macOS, in KiB elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def child(name, count, times, steps, dataset, data_dir, device):
-    """What the processes of `start` and `memory` do: import, and with a model's name train `steps` steps of it."""
+    """What a measured process does, once it has imported the scripts: `steps` steps of the model `name`, if any.
+
+    Prints JSON: when the imports and the first step were done, on the clock of `now`, and the memory peaks in MiB.
+    """
+    done_at = {"imports": time.perf_counter()}
+
+    def after_step(done):
+        if done == 1:
+            done_at["first step"] = now(device)
+        if done == steps:
+            raise EndTraining
+
     if name:
-        device = torch.device(device)
+        device = choose_device(device)
+        set_deterministic(False, device)
         images, digits, _ = load_digits(dataset, data_dir, train=True)
         training, _ = split_indices(len(images), len(images) // 12)
-        images, digits = images[training][:count].repeat(times, 1, 1, 1), digits[training][:count].repeat(times)
-        run = begin(name, (images, digits), device, epochs=1)
-        for step, _ in enumerate(itertools.islice(run.steps(), steps)):
-            if step == 0:
-                wait_for(device)
-                print("first step", flush=True)
-    print(torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_initialized() else 0)
+        repeated = training[:count].repeat(times)
+        Run(name, (images[repeated], digits[repeated]), device, epochs=1).train(after_step)
+    peaks = {"peak": peak_memory(), "peak on CUDA": torch.cuda.max_memory_allocated() / 2**20}
+    print(json.dumps(done_at | peaks))
 
 
-def in_a_process(setting, name, times=1, steps=None):
-    """(seconds to the first line of a `child`, its peak memory in MiB, its peak of CUDA memory in MiB)."""
+def in_a_process(setting, name="", times=1, steps=None):
+    """What a `child` in a process of its own prints, the times as seconds since the start of that process."""
     count = 1280 if setting.quick else len(setting.training[0])
-    words = (name, count, times, steps, setting.dataset, str(Path(setting.data_dir).resolve()), str(setting.device))
-    command = [sys.executable, "-c", f"import benchmark; benchmark.child(*{words!r})"]
+    data_dir = str(Path(setting.data_dir).resolve())
+    words = (name, count, times, steps, setting.dataset, data_dir, str(setting.device))
+    return from_a_process(f"from studies import benchmark; benchmark.child(*{words!r})")
+
+
+def from_a_process(program):
+    """The JSON that a Python program prints, the times in it as seconds since the start of its process."""
     start = time.perf_counter()
-    with subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, text=True) as process:
-        lines = [process.stdout.readline()]
-        seconds = time.perf_counter() - start
-        lines += process.stdout.readlines()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise cli.UserError("the process that is measured failed; its message stands above")
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, in KiB elsewhere
-    return seconds, usage.ru_maxrss / unit, float(lines[-1])
+    done = subprocess.run([sys.executable, "-c", program], cwd=HERE, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise cli.UserError("the measured process failed; its message is above")
+    printed = json.loads(done.stdout)
+    return {name: figure if name.startswith("peak") else figure - start for name, figure in printed.items()}
 
 
 def start(setting):
-    """Seconds from the start of a process to the end of its first step, against the import of the scripts alone."""
-    jobs = {name: lambda name=name: in_a_process(setting, name, steps=1)[0] for name in ("base", "")}
+    """Seconds from the start of a process to the end of its first step, to the scripts' imports, to torch's."""
+    torch_alone = "import json, time, torch; print(json.dumps({'imports': time.perf_counter()}))"
+    jobs = {
+        "first step": lambda: in_a_process(setting, "base", steps=1)["first step"],
+        "scripts imported": lambda: in_a_process(setting)["imports"],
+        "torch imported": lambda: from_a_process(torch_alone)["imports"],
+    }
     figures = in_turns(jobs, min(setting.repeats, 5), warm_up=not setting.quick)
-    yield make_row("start", "process start to end of first step, or of imports", "s", figures["base"], figures[""])
+    for ours, rival in itertools.combinations(jobs, 2):
+        yield make_row("start", f"process start to {ours} vs {rival}", "s", figures[ours], figures[rival])
 
 
 def memory(setting):
     """Peak memory of a process that trains `base`, against one that only imports; and as the images grow."""
-    jobs = {"import": lambda: in_a_process(setting, ""), "an epoch": lambda: in_a_process(setting, "base")}
+    jobs = {"imports": {}, "an epoch": dict(name="base")}
     if not setting.quick:
-        jobs |= {
-            f"20 steps of {times} x the images": lambda times=times: in_a_process(setting, "base", times, steps=20)
-            for times in (4, 16)
-        }
+        jobs |= {f"20 steps, {times} x the images": dict(name="base", times=times, steps=20) for times in (1, 4, 16)}
+    jobs = {what: functools.partial(in_a_process, setting, **options) for what, options in jobs.items()}
     figures = in_turns(jobs, 1 if setting.quick else 2, warm_up=False)
-    resident = {name: [figure[1] for figure in taken] for name, taken in figures.items()}
-    for name in list(jobs)[1:]:
-        yield make_row("memory", f"peak of {name}, or of imports", "MiB", resident[name], resident["import"])
+    peaks = {what: [taken["peak"] for taken in rounds] for what, rounds in figures.items()}
+    for what in list(jobs)[1:]:
+        yield make_row("memory", f"peak of {what}, vs imports", "MiB", peaks[what], peaks["imports"])
         if setting.device.type == "cuda":
-            yield make_row("memory", f"peak of {name}, on the device", "MiB", [taken[2] for taken in figures[name]])
+            on_cuda = [taken["peak on CUDA"] for taken in figures[what]]
+            yield make_row("memory", f"peak of {what}, on CUDA", "MiB", on_cuda)
 
 
 def options(setting):
-    """Each option alone against the default of `base`, seconds of the same epoch: below 1, it is faster with it."""
-    device, threads = setting.device, torch.get_num_threads()
+    """Seconds of an epoch of `base` with one option changed, against the defaults: below 1, the change is faster."""
+    device, default = setting.device, torch.get_num_threads()
     training = setting.first(QUICK_IMAGES // 3 if setting.quick else 12_800)
 
-    def job(threads=threads, **changes):
-        run = begin("base", training, device, epochs=1, **changes)
+    def job(threads=default, **changes):
+        run = Run("base", training, device, epochs=1, **changes)
         if run.notes:
             return None
 
         def seconds():
-            before = torch.get_num_threads()
             torch.set_num_threads(threads)
-            try:
-                return run.seconds()
-            finally:
-                torch.set_num_threads(before)
+            taken = run.seconds()
+            torch.set_num_threads(default)
+            return taken
 
         return seconds
 
@@ -389,65 +438,71 @@ def options(setting):
         "without the fused optimiser": job(fused=False),
         "with 1 thread": job(threads=1),
         "without augmentation": job(augment=0.0),
-        "without the moving average": job(ema_decay=0.0),
-        "with 1 addend an image": job(addends_per_image=1),
-        "with nothing changed": job(),  # how much is noise
+        "without averaging of the weights": job(averaging_eta=0.0),
+        "with 1 addend per image": job(addends_per_image=1),
+        "with nothing changed": job(),  # shows the noise
+        "with torch.compile, compiled before": None if setting.quick else job(compile=True),
+        "with CUDA graphs": job(cuda_graph=True),
     }
-    if not setting.quick:
-        choices["with torch.compile, compiled before"] = job(compile=True)
-    if device.type == "cuda":
-        choices["with a CUDA graph"] = job(cuda_graph=True)
-    choices = {what: seconds for what, seconds in choices.items() if seconds}  # what is to be had
+    choices = {what: seconds for what, seconds in choices.items() if seconds}  # those available
     figures = in_turns({"default": job(), **choices}, setting.repeats)
     for what in choices:
         yield make_row("options", what, "s", figures[what], figures["default"])
 
 
 def growth(setting):
-    """Seconds of an epoch of `base` as the work grows, against the smallest; and the exponent: 1 is in proportion.
+    """Seconds of an epoch of `base` as the work grows, against the smallest; and the growth exponents.
 
-    The images are repeated, the augmentation makes them differ. Of 16 times as many, the draws are timed in full and a
-    sixteenth of the steps; the others are in proportion.
+    An exponent x means that from one size to the next time grows as size ** x; 1 is in proportion. The images are
+    repeated, the augmentation makes them differ. Of 16 times the images, all draws and a sixteenth of the steps are
+    timed and the other steps taken in proportion.
     """
-    images, digits = setting.first(640 if setting.quick else 12_800)
+    (images, digits), device = setting.first(640 if setting.quick else 12_800), setting.device
 
     def job(times=1, name="base", **changes):
-        training = images.repeat(times, 1, 1, 1), digits.repeat(times)
-        run = begin(name, training, setting.device, epochs=1, **changes)
+        run = Run(name, (images.repeat(times, 1, 1, 1), digits.repeat(times)), device, epochs=1, **changes)
 
         def seconds():
             if times < 16:
                 return run.seconds()
-            steps, counted = run.steps(), len(run.batches) // times
-            first = seconds_of(lambda: next(steps), setting.device)
-            rest = seconds_of(lambda: [next(steps) for _ in range(counted)], setting.device)
-            return first + rest * (len(run.batches) - 1) / counted
+            counted, marks = len(run.batches) // times, [now(device)]
+
+            def after_step(done):
+                if done in (1, 1 + counted):
+                    marks.append(now(device))
+                if done > counted:
+                    raise EndTraining
+
+            run.train(after_step)
+            begun, first, last = marks
+            return first - begun + (last - first) * (len(run.batches) - 1) / counted
 
         return seconds
 
-    def parameters(name):
-        return sum(parameter.numel() for parameter in build_model(name).parameters())
+    def size_of(label):
+        return label if isinstance(label, int) else sum(value.numel() for value in build_model(label).parameters())
 
     studies = {
-        "images": {f"{times} x the images": (times, job(times)) for times in (1, 4, 16)},
-        "addends": {f"{k} addends an image": (k, job(addends_per_image=k)) for k in (1, 2, 5, 10)},
-        "parameters": {f"size {name}": (parameters(name), job(name=name)) for name in ("tiny", "base", "large")},
+        "images": ("{} x the images", {times: job(times) for times in (1, 4, 16)}),
+        "addends": ("{} of 10 addends per image", {k: job(addends_per_image=k) for k in (1, 2, 5, 10)}),
+        "parameters": ("size {}", {name: job(name=name) for name in ("tiny", "base", "large")}),
     }
-    for what, study in studies.items():
-        figures = in_turns({name: job for name, (_, job) in study.items()}, min(setting.repeats, 3), not setting.quick)
-        first, *_, last = study
-        for name in study:
-            yield make_row("growth", f"epoch, {name}", "s", figures[name], figures[first])
-        span = math.log(study[last][0] / study[first][0])
-        slopes = [math.log(b / a) / span for a, b in zip(figures[first], figures[last], strict=True)]
-        yield make_row("growth", f"slope in the {what}", "exponent", slopes)
+    for what, (words, study) in studies.items():
+        figures = in_turns(study, min(setting.repeats, 3), not setting.quick)
+        first = figures[next(iter(study))]
+        for label in study:
+            yield make_row("growth", f"epoch, {words.format(label)}", "s", figures[label], first)
+        for small, large in itertools.pairwise(study):
+            span = math.log(size_of(large) / size_of(small))
+            exponents = [math.log(b / a) / span for a, b in zip(figures[small], figures[large], strict=True)]
+            yield make_row("growth", f"growth exponent in {what}, {small} to {large}", "exponent", exponents)
 
 
 def several(setting):
-    """An epoch of `base` shared out among processes by torchrun, against one process: CPU processes of one thread each.
+    """An epoch of `base` divided among processes by torchrun, against one process: CPU processes of one thread each.
 
-    On the CPU also against one process with all threads. The seconds are those that train.py logs of its last epoch;
-    the first of two warms up.
+    On the CPU also against one process with all threads. The seconds are those that train.py logs for its last epoch;
+    the first of two is a warm-up.
     """
     device = setting.device.type
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -458,9 +513,9 @@ def several(setting):
 
     def epoch(world, threads):
         with tempfile.TemporaryDirectory() as folder:
-            flags = f"--epochs {epochs} --val-size {held_out} --run-name several --device {device}"
             launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"] if world > 1 else []
-            words = [*flags.split(), "--dataset", setting.dataset, "--data-dir", setting.data_dir, "--out", folder]
+            flags = f"--epochs {epochs} --val-size {held_out} --run-name several --device {device} --out".split()
+            words = [*flags, folder, "--dataset", setting.dataset, "--data-dir", setting.data_dir]
             done = subprocess.run(
                 [sys.executable, *launcher, str(HERE / "train.py"), *words],
                 env=os.environ | {"OMP_NUM_THREADS": str(threads)},
@@ -473,95 +528,63 @@ def several(setting):
             with open(Path(folder) / "logs" / "several.csv", newline="") as file:
                 return float(list(csv.DictReader(file))[epochs - 1]["seconds"])
 
-    if worlds == [1]:
-        return
-    jobs = {world: functools.partial(epoch, world, threads=1) for world in worlds}
-    rival_names = {1: "one"}
+    ours, others = [(world, 1) for world in worlds[1:]], {(1, 1): "one"}
     if device == "cpu" and not setting.quick:
-        jobs["threads"] = functools.partial(epoch, 1, threads=cores)
-        rival_names["threads"] = f"one of {cores} threads"
+        others[1, cores] = f"one of {cores} threads"
+    jobs = {key: functools.partial(epoch, *key) for key in (*others, *ours)} if ours else {}
     figures = in_turns(jobs, 1 if setting.quick else min(setting.repeats, 3), warm_up=False)
-    for world in worlds[1:]:
-        for name, words in rival_names.items():
-            yield make_row("several", f"epoch in {world} processes, or in {words}", "s", figures[world], figures[name])
+    for key, (other, words) in itertools.product(ours, others.items()):
+        yield make_row("several", f"epoch in {key[0]} processes vs in {words}", "s", figures[key], figures[other])
 
 
 def rival(setting):
     """Our fast recipe against the fastest public one, from the first step to the last, on all training images.
 
-    The rival as it is published, and with the memory layout and the precision that ours has. Its accuracy is that of
-    the digit; ours counts the pairs with both answers right.
+    The public recipe as published, and with the memory layout and the precision that ours has. It answers with the
+    digit only: the row "test joint vs its test digit" compares accuracies of different tasks, both in %.
     """
+    from studies import rivals
+
     device = setting.device
     images, digits, _ = load_digits(setting.dataset, setting.data_dir, train=True)
-    if setting.quick:
-        images, digits = images[:QUICK_IMAGES], digits[:QUICK_IMAGES]
+    training = setting.training if setting.quick else (images, digits)
     test = load_digits(setting.dataset, setting.data_dir, train=False)[:2]
-    seeds = {}  # of each job's next round
 
     def ours(seed):
-        run = begin("fast", (images, digits), device, seed=seed)
-        return run.seconds(), 100 * joint_on_test(run.scored, setting)
+        run = Run("fast", training, device, seed=seed)
+        return run.seconds(), joint_accuracy(run.scored, *test, device)
 
     def theirs(seed, **options):
-        recipe = rivals.FastestPublicRecipe(images, digits, device, seed=seed, **options)
+        recipe = rivals.FastestPublicRecipe(*training, device, seed=seed, **options)
         return seconds_of(recipe.train, device), 100 * recipe.accuracy(*test)
 
-    def next_round(name, job):
-        seeds[name] = seeds.get(name, -1) + 1  # 0 is the round that is not counted
-        return job(seeds[name])
-
-    both = dict(memory_format=torch.channels_last, bfloat16=True)
-    jobs = {
-        "ours": ours,
-        "as published": theirs,
-        "in channels_last": functools.partial(theirs, memory_format=torch.channels_last),
-        "in channels_last and bfloat16": functools.partial(theirs, **both),
+    options = {
+        "as published": {},
+        "channels_last": dict(memory_format=torch.channels_last),
+        "channels_last, bfloat16": dict(memory_format=torch.channels_last, bfloat16=True),
     }
-    turns = {name: functools.partial(next_round, name, job) for name, job in jobs.items()}
+    jobs = {"ours": ours} | {name: functools.partial(theirs, **changes) for name, changes in options.items()}
+    calls = itertools.count()  # a round's jobs share its seed
+    turns = {name: lambda job=job: job(next(calls) // len(jobs)) for name, job in jobs.items()}
     seconds, accuracy = {}, {}
     for name, pairs in in_turns(turns, setting.repeats if setting.quick else max(SEEDS, setting.repeats)).items():
-        seconds[name], accuracy[name] = (list(column) for column in zip(*pairs, strict=True))
-    for name in list(jobs)[1:]:
-        yield make_row("rival", f"training, public recipe {name}", "s", seconds["ours"], seconds[name])
-        what = f"mean test accuracy, our joint, its digit {name}"
+        seconds[name], accuracy[name] = zip(*pairs, strict=True)
+    for name in options:
+        yield make_row("rival", f"training vs public recipe, {name}", "s", seconds["ours"], seconds[name])
+        what = f"test joint vs its test digit, {name}"
         yield make_row("rival", what, "%", accuracy["ours"], accuracy[name], middle=statistics.mean)
 
 
-SECTIONS = {
-    "usual": usual,
-    "overhead": overhead,
-    "target": target,
-    "scoring": scoring,
-    "latency": latency,
-    "start": start,
-    "memory": memory,
-    "options": options,
-    "growth": growth,
-    "several": several,
-    "rival": rival,
-}
+SECTIONS = (usual, overhead, target, scoring, latency, start, memory, options, growth, several, rival)
+SECTIONS = {section.__name__: section for section in SECTIONS}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The table
 
 
-def make_header(setting):
-    """{word: text} of the machine, the versions and the data."""
-    device, threads = setting.device, torch.get_num_threads()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor()}, {threads} threads"
-    return {
-        "device": f"{device.type}: {name}",
-        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
-        "commit": commit(),
-        "data set": f"{setting.dataset}: {len(setting.training[0]):,d} training images",
-        "repeats": f"{setting.repeats}{', --quick: a few images, rough figures' if setting.quick else ''}",
-    }
-
-
 def figure(value):
-    """A figure as the table shows it: four digits that count."""
+    """A figure as the table shows it, with four significant digits."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
@@ -577,15 +600,9 @@ def cells(row):
 def table(rows):
     """The rows under COLUMNS as aligned text, figures to the right."""
     lines = [COLUMNS, *map(cells, rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
-    text = []
-    for line in lines:
-        padded = [
-            cell.rjust(width) if 3 <= column <= 5 else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        text.append("  ".join(padded).rstrip())
-    return "\n".join(text)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    formats = [f"{{:{side}{width}}}" for side, width in zip("<<<>>><", widths, strict=True)]
+    return "\n".join("  ".join(formats).format(*line).rstrip() for line in lines)
 
 
 def main(argv=None):
@@ -599,23 +616,21 @@ def main(argv=None):
     parser.add_argument("--json", metavar="FILE", help="write the table here too")
     args = parser.parse_args(argv)
 
-    device = cli.choose_device(args.device)
-    if args.json and not Path(args.json).parent.is_dir():  # should not show at the end only
+    device = choose_device(args.device)
+    set_deterministic(False, device)  # as train.py does
+    if args.json and not Path(args.json).parent.is_dir():  # not only at the end
         raise cli.UserError(f"--json {args.json}: there is no folder {Path(args.json).parent}")
     images, digits, dataset = load_digits(args.dataset, args.data_dir, train=True)
     training, validation = split_indices(len(images), len(images) // 12)
     if args.quick:
         training, validation = training[:QUICK_IMAGES], validation[:500]
-    setting = Setting(
-        device,
-        args.repeats or (1 if args.quick else 5),
-        args.quick,
-        dataset,
-        args.data_dir,
-        (images[training], digits[training]),
-        (images[validation], digits[validation]),
-    )
-    header = make_header(setting)
+    halves = [(images[index], digits[index]) for index in (training, validation)]
+    repeats = args.repeats or (1 if args.quick else 5)
+    setting = Setting(device, repeats, args.quick, dataset, args.data_dir, *halves)
+    header = environment(device) | {
+        "data set": f"{dataset}: {len(training):,d} training images",
+        "repeats": f"{repeats}{', --quick: few images, rough figures' if args.quick else ''}",
+    }
     print("\n".join(f"{word:10s}{text}" for word, text in header.items()), end="\n\n", flush=True)
     rows = []
     for name in [name for name in SECTIONS if not args.only or name in args.only]:

@@ -1,6 +1,6 @@
-"""What one would use instead of these scripts: the plain ways that `benchmark.py` and the tests measure them against.
+"""What one would use instead of these scripts, for `studies.benchmark` and the tests to compare with.
 
-Each is written as it is usually met, not slowed down.
+Each is written as it is usually found, not slowed down.
 """
 
 import torch
@@ -15,7 +15,7 @@ from data import ADDENDS, MEAN, STD, prepare
 class UsualDigits(torchvision.datasets.MNIST):
     """The usual data set: a PIL image, ToTensor, Normalize and a random addend, one example at a time."""
 
-    def __init__(self, images, digits):  # in memory already, as torchvision's own constructor leaves them
+    def __init__(self, images, digits):  # instead of torchvision's, which reads the files
         self.data, self.targets, self.target_transform = images.squeeze(1), digits, None
         self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
 
@@ -25,12 +25,12 @@ class UsualDigits(torchvision.datasets.MNIST):
         return image, addend, digit, digit + addend
 
 
-def usual_epoch(model, optimizer, loader, device):
-    """An epoch of the usual loop over a `DataLoader` of `UsualDigits`."""
+def usual_epoch(model, optimizer, loader, device, memory_format=torch.contiguous_format):
+    """An epoch of the usual loop over a `DataLoader` of `UsualDigits`, the images in the memory layout of the model."""
     model.train()
     for batch in loader:
         image, addend, digit, sum_target = (tensor.to(device, non_blocking=True) for tensor in batch)
-        digit_logits, sum_logits = model(image, addend)
+        digit_logits, sum_logits = model(image.contiguous(memory_format=memory_format), addend)
         loss = F.cross_entropy(digit_logits, digit) + F.cross_entropy(sum_logits, sum_target)
         optimizer.zero_grad()
         loss.backward()
@@ -39,22 +39,22 @@ def usual_epoch(model, optimizer, loader, device):
 
 @torch.inference_mode()
 def predict_pair_by_pair(model, images, device, batch_size=500):
-    """What `evaluate.predict_pairs` answers, with one CNN pass for each of the N * 10 pairs."""
+    """As `evaluate.predict_pairs`, with one CNN pass for each of the N * 10 pairs."""
     model.eval()
-    answers = []
+    predictions = []
     for index in torch.arange(len(images) * ADDENDS).split(batch_size):
         image, addend = prepare(images[index // ADDENDS].to(device)), (index % ADDENDS).to(device)
         digit_logits, sum_logits = model(image, addend)
-        answers.append(torch.stack([digit_logits.argmax(-1), sum_logits.argmax(-1)]))
-    return torch.cat(answers, dim=1).cpu().view(2, len(images), ADDENDS).unbind()
+        predictions.append(torch.stack([digit_logits.argmax(-1), sum_logits.argmax(-1)]))
+    return torch.cat(predictions, dim=1).cpu().view(2, len(images), ADDENDS).unbind()
 
 
 class FastestPublicRecipe:
     """The fastest public MNIST recipe, github.com/tuomaso/train_mnist_fast, rebuilt from its description: digits only.
 
-    Normalised images [N, 1, 28, 28] lie in memory, shuffled once, before the clock starts. Then one epoch in batches of
-    256, Adam with betas 0.7 and 0.9, one-cycle to 1e-2. `memory_format` and `bfloat16` (autocast): by default as it is
-    published.
+    The images are normalised, shuffled once and held in memory before the clock starts. Then one epoch in batches of
+    256, Adam with betas 0.7 and 0.9, one-cycle up to 1e-2. As published, it has the default memory layout and no
+    autocast to bfloat16.
     """
 
     def __init__(self, images, digits, device, memory_format=torch.contiguous_format, bfloat16=False, seed=0):
@@ -71,7 +71,7 @@ class FastestPublicRecipe:
         self.steps = list(zip(image.split(256), digits[order].to(device).split(256), strict=True))
 
     def train(self):
-        """The epoch, which is what is timed."""
+        """The epoch: what is timed."""
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, 1e-2, total_steps=len(self.steps), cycle_momentum=False
         )
@@ -85,6 +85,6 @@ class FastestPublicRecipe:
 
     @torch.inference_mode()
     def accuracy(self, images, digits):
-        """Share of the digits that it reads right, from 0 to 1."""
-        answers = [self.model(prepare(batch.to(self.device))).argmax(-1).cpu() for batch in images.split(500)]
-        return (torch.cat(answers) == digits).double().mean().item()
+        """Digit accuracy, from 0 to 1."""
+        predictions = [self.model(prepare(batch.to(self.device))).argmax(-1).cpu() for batch in images.split(500)]
+        return (torch.cat(predictions) == digits).double().mean().item()

@@ -1,4 +1,4 @@
-"""The benchmark: every row with figures, the same in the table and in JSON; the fast ways answer as the plain ones."""
+"""The benchmark: its rows, as a table and as JSON; what it measures; fast and plain ways give the same results."""
 
 import json
 import math
@@ -6,12 +6,14 @@ import math
 import pytest
 import torch
 
-import benchmark
 import data
-import rivals
-from checkpoint import load_checkpoint
 from evaluate import predict_pairs, score
-from published import build_model
+from model import build_model
+from studies import benchmark, rivals
+from support.checkpoint import load_checkpoint
+
+CPU = torch.device("cpu")
+CHILD = {"imports": 2.0, "first step": 3.0, "peak": 300.0, "peak on CUDA": 0.0}
 
 
 @pytest.fixture
@@ -27,10 +29,17 @@ def training(small):
     return small[0][kept], small[1][kept]
 
 
+@pytest.fixture
+def setting(small_dir, training):
+    """What `--quick` measures the sections on."""
+    return benchmark.Setting(CPU, 1, True, "synthetic", str(small_dir), training, training)
+
+
 def test_every_row_has_figures_and_json_says_the_same_as_the_table(run, flags, monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "QUICK_IMAGES", 400)
     monkeypatch.setattr(benchmark, "QUICK_TARGETS", (0.01, 0.02))
-    monkeypatch.setattr(benchmark, "in_a_process", lambda setting, name, **_: (2.0 + bool(name), 300.0, 0.0))
+    monkeypatch.setattr(benchmark, "in_a_process", lambda *_, **__: CHILD)
+    monkeypatch.setattr(benchmark, "from_a_process", lambda program: {"imports": 1.0})
     monkeypatch.setitem(benchmark.SECTIONS, "several", lambda setting: [benchmark.make_row("several", "", "s", [1.0])])
     status, out, _ = run(benchmark, *flags, "--json", "table.json")
     assert status == 0
@@ -48,11 +57,21 @@ def test_every_row_has_figures_and_json_says_the_same_as_the_table(run, flags, m
             assert row["section"] == "target" and row["ours"] is None
             continue
         figures = [row["ours"], *row["spread"], *(row[name] for name in ("rival", "ratio") if row[name] is not None)]
+        assert len(row["what"]) <= 60
         assert all(math.isfinite(figure) for figure in figures), row
         if row["unit"] not in ("exponent", "%"):
             assert min(figures) > 0, row
     whats = "\n".join(row["what"] for row in rows)
-    for word in ("2 workers", "as it is", "base to", "fast to", "512 at a time", "16 x", "bfloat16", "as published"):
+    for word in (
+        "2 workers",
+        "its defaults",
+        "base to",
+        "fast to",
+        "512 at a time",
+        "16 x",
+        "bfloat16",
+        "as published",
+    ):
         assert word in whats
     assert all(f"size {name}" in whats for name in ("tiny", "base", "large"))
 
@@ -77,11 +96,11 @@ def test_only_measures_what_is_asked_for(run, flags):
 )
 def test_a_wrong_flag_is_one_line_and_status_2(run, flags, wrong):
     status, out, err = run(benchmark, *flags, *wrong)
-    assert status == 2 and not out and len(err.splitlines()) == 1 and err.startswith("benchmark.py: error: ")
+    assert status == 2 and not out and len(err.splitlines()) == 1 and "benchmark.py: error: " in err
 
 
 def test_it_measures_the_training_of_train_py(trained, training):
-    run = benchmark.begin("tiny", training, torch.device("cpu"), epochs=2, batch_size=64)
+    run = benchmark.Run("tiny", training, CPU, epochs=2, batch_size=64)
     run.seconds()
     state = load_checkpoint(trained / "last.pt")
     for name, weights in run.model.state_dict().items():
@@ -113,8 +132,8 @@ class PlainBatches:
 
 @pytest.mark.parametrize("name", ["tiny", "fast"])
 def test_fast_batches_teach_the_same_as_the_plain_way(training, small, name):
-    changes = dict(epochs=6, batch_size=64, learning_rate=0.02, ema_decay=0.0, precision="float32")
-    runs = [benchmark.begin(name, training, torch.device("cpu"), **changes) for _ in range(2)]
+    changes = dict(epochs=6, batch_size=64, learning_rate=0.02, averaging_eta=0.0, precision="float32")
+    runs = [benchmark.Run(name, training, CPU, **changes) for _ in range(2)]
     runs[1].batches = PlainBatches(runs[1].batches)
     for run in runs:
         run.seconds()
@@ -140,9 +159,98 @@ def test_the_usual_way_shows_the_same_images(small):
     assert digit == small[1][5] and 0 <= addend <= 9 and sum_target == digit + addend
 
 
-def test_the_measured_process_trains_and_says_when_it_began(small_dir, capsys):
-    benchmark.child("tiny", 200, 2, 3, "synthetic", small_dir, "cpu")
-    assert capsys.readouterr().out.splitlines() == ["first step", "0"]
+def test_the_usual_loop_runs_in_both_memory_layouts(setting, monkeypatch):
+    seen = set()
+
+    def usual_epoch(model, optimizer, loader, device, memory_format):
+        assert model.encoder[3].weight.is_contiguous(memory_format=memory_format)  # the first has a single channel in
+        seen.add((loader.num_workers, memory_format))
+
+    monkeypatch.setattr(rivals, "usual_epoch", usual_epoch)
+    whats = [row["what"] for row in benchmark.usual(setting)]
+    assert seen == {(n, layout) for n in (0, 2) for layout in (torch.contiguous_format, torch.channels_last)}
+    assert len(whats) == 4 and sum("channels_last" in what for what in whats) == 2
+
+
+def test_a_measured_process_reports_its_own_peak_of_memory(setting):
+    """On Linux the ru_maxrss of a child starts at the peak of its parent."""
+    ballast = torch.ones(150 * 2**20)  # 600 MiB
+    ours, theirs = benchmark.peak_memory(), benchmark.in_a_process(setting)["peak"]
+    assert ours > ballast.nbytes / 2**20 + 100 and 50 < theirs < ours - 400
+
+
+def test_a_measured_process_trains_and_says_when(setting):
+    measured = benchmark.in_a_process(setting, "tiny", times=2, steps=3)
+    assert 0 < measured["imports"] < measured["first step"] < 300 and measured["peak on CUDA"] == 0
+
+
+def test_the_measured_imports_are_those_of_train_py():
+    program = (
+        "import json, sys; from studies import benchmark; print(json.dumps({'peak': 'torchvision' in sys.modules}))"
+    )
+    assert benchmark.from_a_process(program) == {"peak": False}
+
+
+def test_the_start_is_compared_with_the_imports_of_the_scripts_and_of_torch(setting, monkeypatch):
+    monkeypatch.setattr(benchmark, "in_a_process", lambda *_, **__: CHILD)
+    monkeypatch.setattr(benchmark, "from_a_process", lambda program: {"imports": 1.0})
+    assert [(row["ours"], row["rival"]) for row in benchmark.start(setting)] == [(3.0, 2.0), (3.0, 1.0), (2.0, 1.0)]
+
+
+def test_growth_has_an_exponent_for_each_step_of_a_curve_that_bends(setting, monkeypatch):
+    seconds = {1: 1.0, 4: 2.0, 16: 32.0, 2: 1.0, 5: 1.0, 10: 1.0, "tiny": 1.0, "base": 1.0, "large": 10.0}
+    monkeypatch.setattr(benchmark, "in_turns", lambda jobs, *_: {name: [seconds[name]] for name in jobs})
+    rows = {row["what"]: row["ours"] for row in benchmark.growth(setting)}
+    exponents = {what: value for what, value in rows.items() if "exponent" in what}
+    assert len(exponents) == 2 + 3 + 2
+    assert exponents["growth exponent in images, 1 to 4"] == pytest.approx(0.5)
+    assert exponents["growth exponent in images, 4 to 16"] == pytest.approx(2.0)
+    assert exponents["growth exponent in parameters, tiny to base"] == 0.0
+    assert exponents["growth exponent in parameters, base to large"] > 0.5
+
+
+def test_sixteen_times_the_images_are_timed_in_part_and_taken_in_proportion(setting, monkeypatch):
+    """A step takes a second, and so do the draws: the 75 steps of 9,600 images take 76 s, of which 6 s are spent."""
+    clock, jobs = [0.0], {}
+
+    def train_epoch(args, model, network, optimizer, averaged, batches, epoch):
+        clock[0] += 1
+        for _ in batches.epoch(epoch):
+            clock[0] += 1
+
+    monkeypatch.setattr(benchmark.train, "train_epoch", train_epoch)
+    monkeypatch.setattr(benchmark, "now", lambda device: clock[0])
+    monkeypatch.setattr(benchmark, "in_turns", lambda given, *_: jobs.update(given) or {name: [1.0] for name in given})
+    list(benchmark.growth(setting))
+    assert jobs[16]() == 76 and clock[0] == 1 + 1 + 75 // 16
+
+
+def test_overhead_and_target_do_not_count_what_happens_between_the_steps(setting, monkeypatch):
+    """A step of ours takes 3 s, a bare one 2 s, and scoring 1,000 s."""
+    clock = [0.0]
+    # base: validation after 10, 20 and 30 steps, the last two with the test; fast: after its 3 steps
+    accuracies = iter([10.0, 35.0, 40.0, 60.0, 65.0, 20.0])
+
+    def spend(seconds, result=None):
+        clock[0] += seconds
+        return result
+
+    def train_epoch(args, model, network, optimizer, averaged, batches, epoch):
+        for _ in batches.epoch(epoch):
+            spend(3)
+
+    monkeypatch.setattr(benchmark.train, "train_epoch", train_epoch)
+    monkeypatch.setattr(benchmark, "now", lambda device: clock[0])
+    monkeypatch.setattr(benchmark, "bare_steps", lambda run, batch, steps: spend(2 * steps))
+    monkeypatch.setattr(benchmark, "joint_accuracy", lambda *_: spend(1000, next(accuracies)))
+    for row in benchmark.overhead(setting):  # 600 images: 5 steps of 128, the last of 88
+        assert (row["ours"], row["rival"]) == (15, pytest.approx(2 * 600 / 128))
+    rows = list(benchmark.target(setting))
+    assert [row["ours"] for row in rows] == [60, 40, 90, 65, None, None, None, None]
+    assert [row["what"] for row in rows][3:5] == [
+        "base to 50.00 %, test joint there",
+        "fast to 30.00 % validation joint, 0 of 1 seeds",
+    ]
 
 
 def test_ratios_are_of_medians_and_the_spread_is_of_turns():
