@@ -37,6 +37,7 @@ import train
 from data import ADDENDS, DATASETS, load_digits, prepare, split_indices
 from evaluate import predict_pairs, score
 from model import build_model
+from studies.tables import speed_table
 from support import cli, graphs
 from support.device import choose_device, set_deterministic
 from support.files import write_atomically
@@ -44,7 +45,6 @@ from support.runlog import environment
 
 # `studies.rivals` is imported where it is used: with torchvision the imports that `start` measures would be slower.
 HERE = Path(__file__).resolve().parent.parent
-COLUMNS = ("section", "what", "unit", "ours", "rival", "ratio", "spread")
 SEEDS = 10  # of the fast recipe and of its rival
 TARGETS = (0.9855, 0.99)  # validation joint accuracy; the first is the best published one
 QUICK_TARGETS = (0.3, 0.5)  # `base` reaches these in a few steps
@@ -579,32 +579,6 @@ SECTIONS = (usual, overhead, target, scoring, latency, start, memory, options, g
 SECTIONS = {section.__name__: section for section in SECTIONS}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The table
-
-
-def figure(value):
-    """A figure as the table shows it, with four significant digits."""
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def cells(row):
-    """One row as texts under COLUMNS."""
-    low, high = row["spread"]
-    figures = [figure(row[name]) for name in ("ours", "rival", "ratio")]
-    return [row["section"], row["what"], row["unit"], *figures, f"{figure(low)} to {figure(high)}"]
-
-
-def table(rows):
-    """The rows under COLUMNS as aligned text, figures to the right."""
-    lines = [COLUMNS, *map(cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    formats = [f"{{:{side}{width}}}" for side, width in zip("<<<>>><", widths, strict=True)]
-    return "\n".join("  ".join(formats).format(*line).rstrip() for line in lines)
-
-
 def main(argv=None):
     parser = cli.Parser(__doc__)
     parser.add_argument("--quick", action="store_true", help="a few images and steps: does it run, not how fast")
@@ -635,9 +609,8 @@ def main(argv=None):
     rows = []
     for name in [name for name in SECTIONS if not args.only or name in args.only]:
         begun = time.perf_counter()
-        rows += SECTIONS[name](setting)
-        print(f"{name}: {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
-    print(table(rows))
+        rows += (measured := list(SECTIONS[name](setting)))
+        print(f"{name}, measured in {time.perf_counter() - begun:.0f} s\n\n{speed_table(measured)}\n", flush=True)
     if args.json:
         write_atomically(args.json, json.dumps(header | {"rows": rows}, indent=1) + "\n")
 

@@ -41,7 +41,6 @@ STATED = {
     "two-branch-lenet": "test set: digit 15 to 16 of 10000, sum 1 to 11 of 10000",
 }
 HEADS = ("digit", "sum", "joint")
-FIGURES = ("ours", "rival", "ratio")  # of benchmark.py
 SPEED = {  # table: sections of benchmark.py
     "loop": ("usual", "overhead", "scoring", "latency"),
     "start": ("start",),
@@ -123,13 +122,18 @@ def speed(path):
     head = "{device}; {versions}; commit {commit}; medians of {repeats} rounds."
     made = {"speed-machine": head.format(**record) if record["rows"] else "–"}
     for name, sections in SPEED.items():
-        rows = []
-        for row in record["rows"]:
-            if row["section"] in sections:
-                span = " to ".join(map(figure, row["spread"]))
-                rows.append([row["what"], row["unit"], *(figure(row[key]) for key in FIGURES), span])
-        made[f"speed-{name}"] = table(["what", "unit", "ours", "other", "ratio", "spread"], rows)
+        made[f"speed-{name}"] = speed_table([row for row in record["rows"] if row["section"] in sections])
     return made
+
+
+def speed_table(rows):
+    """The table of rows of the benchmark."""
+    cells = []
+    for row in rows:
+        figures = [figure(row[name]) for name in ("ours", "rival", "ratio")]
+        low, high = map(figure, row["spread"])
+        cells.append([row["what"], row["unit"], *figures, f"{low} to {high}" if low else ""])
+    return table(["what", "unit", "ours", "other", "ratio", "spread"], cells)
 
 
 def figure(value):

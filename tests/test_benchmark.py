@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import data
 from evaluate import predict_pairs, score
 from model import build_model
 from studies import benchmark, rivals
+from studies.tables import speed_table
 from support.checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")
@@ -47,12 +49,8 @@ def test_every_row_has_figures_and_json_says_the_same_as_the_table(run, flags, m
     assert record["data set"].startswith("synthetic") and record["versions"] in out and record["device"] in out
     rows = record["rows"]
     assert list(dict.fromkeys(row["section"] for row in rows)) == list(benchmark.SECTIONS)
-    lines = out.splitlines()
-    lines = lines[next(i for i, line in enumerate(lines) if line.startswith("section")) + 1 :]
-    assert len(lines) == len(rows)
-    for row, line in zip(rows, lines, strict=True):
-        for cell in benchmark.cells(row):
-            assert cell in line
+    for row in rows:
+        assert speed_table([row]).splitlines()[-1].replace(" ", "") in out.replace(" ", "")  # padded otherwise
         if ", 0 of 1 seeds" in row["what"]:  # a target that so few steps need not reach
             assert row["section"] == "target" and row["ours"] is None
             continue
@@ -79,9 +77,7 @@ def test_every_row_has_figures_and_json_says_the_same_as_the_table(run, flags, m
 def test_only_measures_what_is_asked_for(run, flags):
     status, out, _ = run(benchmark, *flags, "--only", "scoring")
     assert status == 0
-    assert {
-        line.split()[0] for line in out.splitlines() if line.split()[:1] in [[name] for name in benchmark.SECTIONS]
-    } == {"scoring"}
+    assert re.findall(r"^(\w+), measured in", out, re.MULTILINE) == ["scoring"]
 
 
 @pytest.mark.parametrize(
