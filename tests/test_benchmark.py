@@ -10,7 +10,7 @@ import torch
 import data
 from evaluate import predict_pairs, score
 from model import build_model
-from studies import benchmark, rivals
+from studies import benchmark, measure, rivals
 from studies.tables import speed_table
 from support.checkpoint import load_checkpoint
 
@@ -34,7 +34,7 @@ def training(small):
 @pytest.fixture
 def setting(small_dir, training):
     """What `--quick` measures the sections on."""
-    return benchmark.Setting(CPU, 1, True, "synthetic", str(small_dir), training, training)
+    return measure.Setting(CPU, 1, True, "synthetic", str(small_dir), training, training)
 
 
 def test_every_row_has_figures_and_json_says_the_same_as_the_table(run, flags, monkeypatch, tmp_path):
@@ -42,7 +42,7 @@ def test_every_row_has_figures_and_json_says_the_same_as_the_table(run, flags, m
     monkeypatch.setattr(benchmark, "QUICK_TARGETS", (0.01, 0.02))
     monkeypatch.setattr(benchmark, "in_a_process", lambda *_, **__: CHILD)
     monkeypatch.setattr(benchmark, "from_a_process", lambda program: {"imports": 1.0})
-    monkeypatch.setitem(benchmark.SECTIONS, "several", lambda setting: [benchmark.make_row("several", "", "s", [1.0])])
+    monkeypatch.setitem(benchmark.SECTIONS, "several", lambda setting: [measure.make_row("several", "", "s", [1.0])])
     status, out, _ = run(benchmark, *flags, "--json", "table.json")
     assert status == 0
     record = json.loads((tmp_path / "table.json").read_text())
@@ -96,7 +96,7 @@ def test_a_wrong_flag_is_one_line_and_status_2(run, flags, wrong):
 
 
 def test_it_measures_the_training_of_train_py(trained, training):
-    run = benchmark.Run("tiny", training, CPU, epochs=2, batch_size=64)
+    run = measure.Run("tiny", training, CPU, epochs=2, batch_size=64)
     run.seconds()
     state = load_checkpoint(trained / "last.pt")
     for name, weights in run.model.state_dict().items():
@@ -129,7 +129,7 @@ class PlainBatches:
 @pytest.mark.parametrize("name", ["tiny", "fast"])
 def test_fast_batches_teach_the_same_as_the_plain_way(training, small, name):
     changes = dict(epochs=6, batch_size=64, learning_rate=0.02, averaging_eta=0.0, precision="float32")
-    runs = [benchmark.Run(name, training, CPU, **changes) for _ in range(2)]
+    runs = [measure.Run(name, training, CPU, **changes) for _ in range(2)]
     runs[1].batches = PlainBatches(runs[1].batches)
     for run in runs:
         run.seconds()
@@ -171,20 +171,20 @@ def test_the_usual_loop_runs_in_both_memory_layouts(setting, monkeypatch):
 def test_a_measured_process_reports_its_own_peak_of_memory(setting):
     """On Linux the ru_maxrss of a child starts at the peak of its parent."""
     ballast = torch.ones(150 * 2**20)  # 600 MiB
-    ours, theirs = benchmark.peak_memory(), benchmark.in_a_process(setting)["peak"]
+    ours, theirs = measure.peak_memory(), measure.in_a_process(setting)["peak"]
     assert ours > ballast.nbytes / 2**20 + 100 and 50 < theirs < ours - 400
 
 
 def test_a_measured_process_trains_and_says_when(setting):
-    measured = benchmark.in_a_process(setting, "tiny", times=2, steps=3)
+    measured = measure.in_a_process(setting, "tiny", times=2, steps=3)
     assert 0 < measured["imports"] < measured["first step"] < 300 and measured["peak on CUDA"] == 0
 
 
 def test_the_measured_imports_are_those_of_train_py():
     program = (
-        "import json, sys; from studies import benchmark; print(json.dumps({'peak': 'torchvision' in sys.modules}))"
+        "import json, sys; from studies import measure; print(json.dumps({'peak': 'torchvision' in sys.modules}))"
     )
-    assert benchmark.from_a_process(program) == {"peak": False}
+    assert measure.from_a_process(program) == {"peak": False}
 
 
 def test_the_start_is_compared_with_the_imports_of_the_scripts_and_of_torch(setting, monkeypatch):
@@ -214,8 +214,9 @@ def test_sixteen_times_the_images_are_timed_in_part_and_taken_in_proportion(sett
         for _ in batches.epoch(epoch):
             clock[0] += 1
 
-    monkeypatch.setattr(benchmark.train, "train_epoch", train_epoch)
-    monkeypatch.setattr(benchmark, "now", lambda device: clock[0])
+    monkeypatch.setattr(measure.train, "train_epoch", train_epoch)
+    for module in (benchmark, measure):
+        monkeypatch.setattr(module, "now", lambda device: clock[0])
     monkeypatch.setattr(benchmark, "in_turns", lambda given, *_: jobs.update(given) or {name: [1.0] for name in given})
     list(benchmark.growth(setting))
     assert jobs[16]() == 76 and clock[0] == 1 + 1 + 75 // 16
@@ -235,8 +236,9 @@ def test_overhead_and_target_do_not_count_what_happens_between_the_steps(setting
         for _ in batches.epoch(epoch):
             spend(3)
 
-    monkeypatch.setattr(benchmark.train, "train_epoch", train_epoch)
-    monkeypatch.setattr(benchmark, "now", lambda device: clock[0])
+    monkeypatch.setattr(measure.train, "train_epoch", train_epoch)
+    for module in (benchmark, measure):
+        monkeypatch.setattr(module, "now", lambda device: clock[0])
     monkeypatch.setattr(benchmark, "bare_steps", lambda run, batch, steps: spend(2 * steps))
     monkeypatch.setattr(benchmark, "joint_accuracy", lambda *_: spend(1000, next(accuracies)))
     for row in benchmark.overhead(setting):  # 600 images: 5 steps of 128, the last of 88
@@ -250,8 +252,8 @@ def test_overhead_and_target_do_not_count_what_happens_between_the_steps(setting
 
 
 def test_ratios_are_of_medians_and_the_spread_is_of_turns():
-    row = benchmark.make_row("s", "w", "s", [2.0, 3.0, 9.0], [4.0, 4.0, 3.0])
+    row = measure.make_row("s", "w", "s", [2.0, 3.0, 9.0], [4.0, 4.0, 3.0])
     assert (row["ours"], row["rival"], row["ratio"], row["spread"]) == (3.0, 4.0, 0.75, [0.5, 3.0])
     calls = []
-    figures = benchmark.in_turns({name: lambda name=name: calls.append(name) or 1.0 for name in "AB"}, repeats=2)
+    figures = measure.in_turns({name: lambda name=name: calls.append(name) or 1.0 for name in "AB"}, repeats=2)
     assert calls == list("ABABAB") and figures == {"A": [1.0, 1.0], "B": [1.0, 1.0]}

@@ -1,0 +1,210 @@
+"""What the benchmark measures with: clocks, rounds, rows, our training set up as train.py does it, processes.
+
+No import here of torchvision, nor of a module that imports it: the processes that are measured import this one.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import train
+from data import load_digits, split_indices
+from evaluate import predict_pairs, score
+from support import cli, graphs
+from support.device import choose_device, set_deterministic
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclasses.dataclass
+class Setting:
+    """What every section is measured on. Images [N, 1, 28, 28] uint8 and digits [N] int64 are on the CPU."""
+
+    device: torch.device
+    repeats: int
+    quick: bool
+    dataset: str
+    data_dir: str
+    training: tuple  # (images, digits): 55,000 of MNIST, or the first few with --quick
+    validation: tuple
+
+    def first(self, count):
+        """(images, digits) of the first `count` training images; of all for None or where there are fewer."""
+        return tuple(tensor[:count] for tensor in self.training)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measuring
+
+
+def now(device):
+    """The time in seconds, the same clock in every process, once the device has finished its queue."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).synchronize()
+    return time.perf_counter()
+
+
+def seconds_of(function, device):
+    """Seconds that one call takes, the work it left to the device included."""
+    start = now(device)
+    function()
+    return now(device) - start
+
+
+def in_turns(jobs, repeats, warm_up=True):
+    """Call each of the jobs {name: function() -> figure} in turns; {name: [repeats] figures}."""
+    figures = {name: [] for name in jobs}
+    for _ in range(repeats + warm_up):
+        for name, job in jobs.items():
+            figures[name].append(job())
+    return {name: taken[warm_up:] for name, taken in figures.items()}
+
+
+def make_row(section, what, unit, ours, rival=None, middle=statistics.median):
+    """One line of the table from the figures of ours and of the rival, one per round, in the order of the rounds.
+
+    `ours` is empty for a target that no round reached; all figures are then None.
+    """
+    row = {"section": section, "what": what, "unit": unit, "ours": middle(ours) if ours else None}
+    row["rival"] = middle(rival) if rival else None
+    row["ratio"] = row["ours"] / row["rival"] if rival else None
+    turns = [mine / other for mine, other in zip(ours, rival, strict=True)] if rival else ours
+    return row | {"spread": [min(turns), max(turns)] if turns else [None, None], "repeats": len(ours)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Our training, as train.py does it
+
+
+class EndTraining(Exception):
+    """Raised by a function that `Run.train` calls between steps, to end the training there."""
+
+
+class WatchedBatches:
+    """The same batches; `after_step(n)` is called after each step of the loop over them, with the steps so far."""
+
+    def __init__(self, batches, after_step):
+        self.batches, self.after_step, self.device = batches, after_step, batches.device
+
+    def __len__(self):
+        return len(self.batches)
+
+    def weight(self, step):
+        return self.batches.weight(step)
+
+    def epoch(self, epoch):
+        for step, batch in enumerate(self.batches.epoch(epoch), 1):
+            yield batch
+            self.after_step(epoch * len(self) + step)
+
+
+class Run:
+    """What `train.py --model NAME` sets up for `training` = (images, digits), with changes of its arguments."""
+
+    def __init__(self, name, training, device, memory_format=torch.channels_last, fused=True, **changes):
+        args = argparse.Namespace(**vars(train.parse_arguments(["--model", name])[0]) | changes)
+        model, self.optimizer, self.averaged = train.build(args, device, memory_format, fused)
+        self.batches = model.Batches(
+            *training, args.batch_size, args.seed, args.addends_per_image, args.augment, device
+        )
+        self.network, self.notes = graphs.choose_network(args, model, self.batches)  # notes: what is unavailable
+        self.args, self.device, self.model = args, device, model
+        self.scored = self.averaged.module if self.averaged else model  # what is validated and tested
+
+    def train(self, after_step=None):
+        """Train all epochs, or until `after_step` raises EndTraining."""
+        batches = WatchedBatches(self.batches, after_step) if after_step else self.batches
+        with contextlib.suppress(EndTraining):
+            for epoch in range(self.args.epochs):
+                train.train_epoch(self.args, self.model, self.network, self.optimizer, self.averaged, batches, epoch)
+
+    def seconds(self):
+        """Seconds of all epochs, the random draws included."""
+        return seconds_of(self.train, self.device)
+
+
+def bare_steps(run, batch, steps):
+    """Forward, losses, backward and optimiser step, always on the same batch."""
+    image, addend, digit, sum_target = batch
+    model = run.model.train()
+    for _ in range(steps):
+        digit_logits, sum_logits = model(image, addend)
+        loss = model.digit_loss(digit_logits, digit, run.args.label_smoothing)
+        loss = loss + model.sum_loss(sum_logits, sum_target, run.args.label_smoothing)
+        run.optimizer.zero_grad()
+        loss.backward()
+        run.optimizer.step()
+
+
+def joint_accuracy(model, images, digits, device):
+    """Joint accuracy in % on every image with every addend."""
+    return 100 * score(*predict_pairs([model], images, device=device), digits)["joint_accuracy"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Processes of their own
+
+
+def peak_memory():
+    """Peak resident memory of this process so far, in MiB.
+
+    On Linux from VmHWM: ru_maxrss there starts at the peak of the process that started this one.
+    """
+    try:
+        return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**10
+    except (OSError, TypeError):  # no /proc, or one without VmHWM
+        import resource  # not on Windows
+
+        # in bytes on macOS, in KiB elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def child(name, count, times, steps, dataset, data_dir, device):
+    """What a measured process does, once it has imported the scripts: `steps` steps of the model `name`, if any.
+
+    Prints JSON: when the imports and the first step were done, on the clock of `now`, and the memory peaks in MiB.
+    """
+    done_at = {"imports": time.perf_counter()}
+
+    def after_step(done):
+        if done == 1:
+            done_at["first step"] = now(device)
+        if done == steps:
+            raise EndTraining
+
+    if name:
+        device = choose_device(device)
+        set_deterministic(False, device)
+        images, digits, _ = load_digits(dataset, data_dir, train=True)
+        training, _ = split_indices(len(images), len(images) // 12)
+        repeated = training[:count].repeat(times)
+        Run(name, (images[repeated], digits[repeated]), device, epochs=1).train(after_step)
+    peaks = {"peak": peak_memory(), "peak on CUDA": torch.cuda.max_memory_allocated() / 2**20}
+    print(json.dumps(done_at | peaks))
+
+
+def in_a_process(setting, name="", times=1, steps=None):
+    """What a `child` in a process of its own prints, the times as seconds since the start of that process."""
+    count = 1280 if setting.quick else len(setting.training[0])
+    data_dir = str(Path(setting.data_dir).resolve())
+    words = (name, count, times, steps, setting.dataset, data_dir, str(setting.device))
+    return from_a_process(f"from studies import measure; measure.child(*{words!r})")
+
+
+def from_a_process(program):
+    """The JSON that a Python program prints, the times in it as seconds since the start of its process."""
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise cli.UserError("the measured process failed; its message is above")
+    printed = json.loads(done.stdout)
+    return {name: figure if name.startswith("peak") else figure - start for name, figure in printed.items()}
