@@ -19,12 +19,13 @@ import sys
 import torch
 import torch.nn.functional as F
 
+from support.checkpoint import DATASET_NAMES
 from support.mnist import DataError, MissingDataError, load_mnist
 from support.synthetic import load_synthetic
 
 MEAN, STD = 0.1307, 0.3081  # of the 60,000 training images of MNIST, on a scale from 0 to 1
 DIGITS, ADDENDS, SUMS = 10, 10, 19
-DATASETS = ("auto", "mnist", "synthetic")
+DATASETS = ("auto", *DATASET_NAMES)
 BLOCK = 32  # batches gathered at once
 
 
@@ -60,8 +61,8 @@ class RandomAddendDataset(torch.utils.data.Dataset):
             self.addends = addends.squeeze(1) if self.addends_per_image == 1 else addends
             self.warps = draw_warps(len(self.images), self.augment, self.seed, epoch) if self.augment else None
             self.drawn = epoch
-        warp = None if self.warps is None else self.warps[index : index + 1]
-        image = prepare(self.images[index : index + 1], warp)[0]
+        warp = None if self.warps is None else self.warps[index].unsqueeze(0)
+        image = prepare(self.images[index].unsqueeze(0), warp)[0]
         addend, digit = self.addends[index], self.digits[index]
         return image, addend, digit, digit + addend
 
@@ -127,9 +128,8 @@ class Batches:
         """The epoch's (order, addends, warps), in host memory; warps is None without augmentation."""
         if self.drawer is None:
             return self.draw(epoch)
-        future = self.drawn.pop(epoch, None) or self.drawer.submit(self.draw, epoch)
-        self.drawn = {epoch + 1: self.drawer.submit(self.draw, epoch + 1)}
-        return future.result()
+        self.drawn = {e: self.drawn.get(e) or self.drawer.submit(self.draw, e) for e in (epoch, epoch + 1)}
+        return self.drawn[epoch].result()
 
     def draw(self, epoch):
         """Draw what `draws` returns."""
@@ -166,15 +166,15 @@ def generator_for(purpose, seed, epoch=0):
     return torch.Generator().manual_seed(int.from_bytes(word[:4], "little"))
 
 
-def draw_addends(count, addends_per_image, seed, epoch):
-    """The epoch's random numbers: [count, K] int64, uniform on 0-9, K different ones for each image.
+def draw_addends(count, addends_per_image, seed, epoch, addends=ADDENDS):
+    """The epoch's random numbers: [count, K] int64, uniform on the `addends` numbers from 0, K different ones an image.
 
-    K = 1 is the task as it is usually stated. K = 10 pairs each image with all ten.
+    K = 1 is the task as it is usually stated: one number is drawn. K = 10 pairs each image with all ten, in some order.
     """
     generator = generator_for("addends", seed, epoch)
     if addends_per_image == 1:
-        return torch.randint(0, ADDENDS, (count, 1), generator=generator)
-    return torch.rand(count, ADDENDS, generator=generator).argsort(dim=1)[:, :addends_per_image].contiguous()
+        return torch.randint(0, addends, (count, 1), generator=generator)
+    return torch.rand(count, addends, generator=generator).argsort(dim=1)[:, :addends_per_image].contiguous()
 
 
 def draw_order(count, seed, epoch):

@@ -94,7 +94,7 @@ def interval(right):
     """95 % interval (low, high) of the mean of `right` [N, 10] bool.
 
     Wilson's interval (E. B. Wilson, JASA 22, 1927), which holds near 100 % too, for N independent observations: the ten
-    pairs of an image mostly stand or fall together. Where they do not, it is wider than it needs to be.
+    pairs of an image are highly correlated. Where they are not, the interval is conservative.
     """
     n, p, z = len(right), right.double().mean().item(), 1.959964
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)

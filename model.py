@@ -92,8 +92,10 @@ def check_inputs(image, addend):
             f"image and addend must be tensors, not {type(image).__name__} and {type(addend).__name__}; "
             "a 5 for one image is torch.tensor([5])"
         )
-    if image.dim() != 4 or image.shape[1:] != (1, 28, 28):
-        raise ValueError(f"image must be [B, 1, 28, 28], not {list(image.shape)}; see data.prepare")
+    if image.dim() != 4 or image.shape[1:] != (1, 28, 28) or not image.is_floating_point():
+        raise ValueError(
+            f"image must be [B, 1, 28, 28] as data.prepare makes it, not {image.dtype} {list(image.shape)}"
+        )
     if addend.dim() not in (1, 2) or len(addend) != len(image) or addend.dtype != torch.int64:
         raise ValueError(
             f"addend must be int64 [B] or [B, K], here with B = {len(image)}, not {addend.dtype} {list(addend.shape)}"

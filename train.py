@@ -26,15 +26,15 @@ from data import DATASETS, MEAN, STD, generator_for, load_digits, split_indices
 from evaluate import load_model, predict_pairs, score, short_report
 from model import ADDEND_ENCODINGS, SIZES, SUM_ENCODINGS, build_model, find_model
 from support import cli, graphs, processes
-from support.checkpoint import PROGRESS, check_progress, check_tensors, copy_tensors, restore_optimizer
+from support.checkpoint import ACCURACIES, PROGRESS, check_progress, check_tensors, copy_tensors, restore_optimizer
 from support.checks import chance_report, refuse_single_images, stop_if_not_finite
 from support.cli import UserError, integer, real
 from support.device import choose_device, count, set_deterministic
 from support.optim import OPTIMIZERS, SCHEDULES, PolynomialAverage, learning_rate_at
 from support.runlog import RunFiles, continuation, log_head, make_header, table_line, versions
 
-# Not stored in a checkpoint: how and where to compute may change when a run continues, and no file decides it.
-MACHINE = ("compile", "cuda_graph", "data_dir", "device", "out", "resume")
+# How and where to compute: may change when a run continues, is not stored in a checkpoint and never read from one.
+MACHINE = ("compile", "cuda_graph", "data_dir", "device", "out")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -67,9 +67,15 @@ def make_parser():
 
     add = parser.add_argument_group("training").add_argument
     add("--batch-size", type=integer(1), default=128, help="images in a step")
-    add("--optimizer", choices=tuple(OPTIMIZERS), default="adamw", help="sgd has momentum 0.9")
+    add("--optimizer", choices=tuple(OPTIMIZERS), default="adamw", help="sgd: momentum 0.9; plain-sgd: none")
     add("--schedule", choices=SCHEDULES, default="one-cycle", help="of the learning rate over all epochs")
-    add("--learning-rate", "--lr", type=real(0, above=True), default=0.01, help="peak of the schedule")
+    add(
+        "--learning-rate",
+        "--lr",
+        type=real(0, above=True),
+        default=0.01,
+        help="peak of the schedule; tiny and fast differ",
+    )
     add("--weight-decay", type=real(0), default=0.1, help="as the optimiser applies it")
     add("--label-smoothing", type=real(0, 0.999999), default=0.1, help="share of the target spread over all classes")
     add("--digit-weight", type=real(0), default=1.0, help="weight of the digit loss in the total")
@@ -94,7 +100,7 @@ def parse_arguments(argv):
             args.run_name = args.run_name or f"{args.model}-s{args.seed}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
         else:
             _, state = load_model(args.resume)
-            args = cli.continued_arguments(parser, argv, state["args"], MACHINE, args.resume)
+            args = cli.continued_arguments(parser, argv, state["args"], (*MACHINE, "resume"), args.resume)
             check_progress(state, args.resume, args.epochs, validated=args.val_size > 0)
         build_model(args.model, args.addend_encoding, args.sum_encoding)
     except ValueError as error:
@@ -186,10 +192,10 @@ def train(args, state, device, files, argv):
         cli.warn(note)
 
     # --- the contents of last.pt
-    fixed = {name: value for name, value in vars(args).items() if name not in MACHINE}
+    fixed = {name: value for name, value in vars(args).items() if name not in (*MACHINE, "resume")}
     fixed = {"args": fixed, "dataset": dataset, "normalisation": [MEAN, STD], "versions": versions()}
     if state is None:
-        header = make_header(argv, args, MACHINE, dataset, device, model, len(training), len(validation), notes)
+        header = make_header(argv, fixed["args"], dataset, device, model, len(training), len(validation), notes)
         state = fixed | {"header": header, "continued": [], "epoch": 0, "history": [], "best": None}
     else:
         state = fixed | {name: state[name] for name in PROGRESS}
@@ -211,7 +217,7 @@ def train(args, state, device, files, argv):
         row["digit_loss"], row["sum_loss"] = losses.double().mean(dim=0).tolist()
         if args.val_size:
             scores = score(*predict(scored, val_images, device), val_digits)
-            row |= {name: scores[name] for name in ("digit_accuracy", "sum_accuracy", "joint_accuracy")}
+            row |= {name: scores[name] for name in ACCURACIES}
         print(table_line(row), flush=True)
 
         # --- saving
@@ -265,8 +271,8 @@ def main(argv=None):
         with cli.sigterm_as_interrupt(), processes.process_group(device) as device, files.claimed(state):
             train(args, state, device, files, argv)
     except KeyboardInterrupt as interrupt:
-        words = ["--resume", str(files.last), *cli.flags_of(make_parser(), args, MACHINE[:-1])]
-        advice = f"continue with: python train.py {shlex.join(words)}"
+        words = ["--resume", str(files.last), *cli.flags_of(make_parser(), args, MACHINE)]
+        advice = f"continue with: {processes.launcher()} train.py {shlex.join(words)}"
         if processes.rank() == 0:
             advice = advice if files.last.exists() else "no epoch was done yet; start it again"
             print(f"train.py: interrupted; {advice}", file=sys.stderr)

@@ -7,13 +7,15 @@ import shlex
 import train
 from model import SIZES
 from studies.published import DESIGNS
+from support.checkpoint import ACCURACIES
+from support.files import read_text
 
 OURS = {"base": range(5), "tiny": range(5), "fast": range(10)}  # size: seeds
 OTHER_SEEDS = range(3)
 STUDY_EPOCHS = 3  # of the studies of encodings, weights and precision
 # As published and mended they train alike: their faults, if any, are in the counting.
 SAME_WHEN_MENDED = ("narrow-trunk", "average-pooling")
-# Shortened, to keep the whole within about 90 minutes on two cores: one epoch takes as long as twenty of a LeNet.
+# Shortened, to keep the whole within about 90 minutes on two cores: one epoch takes as long as six to ten of a LeNet.
 SHORTENED = {"argmax-regression": 3}
 ENCODINGS = {
     "addend one-hot, sum one-hot": "",
@@ -64,7 +66,7 @@ def study_name(flags):
 def finished(folder, name, flags):
     """Whether `folder` has the complete log of a run with the arguments that these flags mean today."""
     try:
-        logged = logged_arguments((folder / f"{name}.txt").read_text())
+        logged = logged_arguments(read_text(folder / f"{name}.txt"))
         read_test(folder / f"{name}.csv")
     except (OSError, LookupError):
         return False
@@ -73,14 +75,14 @@ def finished(folder, name, flags):
     return all(
         logged.get(argument, str(defaults[argument])) == str(value)
         for argument, value in vars(args).items()
-        if argument not in train.MACHINE
+        if argument not in (*train.MACHINE, "resume")
     )
 
 
 def logged_arguments(text):
     """{name: value as text} of a log's arguments, in the words of today's flags. Raises LookupError without any."""
-    (line,) = re.findall(r"^arguments +(.*)$", text, re.MULTILINE) or [""]
-    logged = dict(re.findall(r"(\w+)=(.*?)(?= \w+=|$)", line))
+    (lines,) = re.findall(r"^arguments +(.*(?:\n {12}.*)*)", text, re.MULTILINE) or [""]
+    logged = dict(re.findall(r"(\w+)=(.*?)(?= \w+=|$)", " ".join(lines.split())))
     if not logged:
         raise LookupError("no arguments")
     # Logs from before two flags changed. The average is the same: its old decay was never reached in these runs.
@@ -96,6 +98,6 @@ def read_test(path):
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
     tests = [row for row in rows if row["split"] == "test"]
-    scores = {name: 100 * float(tests[0][name]) for name in ("digit_accuracy", "sum_accuracy", "joint_accuracy")}
+    scores = {name: 100 * float(tests[0][name]) for name in ACCURACIES}
     scores["train_seconds"] = sum(float(row["seconds"]) for row in rows if row["split"] == "validation")
     return scores

@@ -1,4 +1,4 @@
-"""The five published designs of this task, each with its own recipe, and each of their faults as a switch.
+"""Six networks from five published write-ups of this task, each with its recipe and its faults as switches.
 
     python train.py --model two-branch-lenet             as it was published
     python train.py --model two-branch-lenet+mended      without its faults
@@ -52,6 +52,12 @@ class PublishedNet(TwoHeadNet):
     """A published design; `own_faults` are those of FAULTS that are the network's, not of its draws or its scores."""
 
     own_faults = ()
+
+    def forward(self, image, addend):
+        """The common form: `trunk` sees the features of `encoder` and the one-hot addend, two heads read it."""
+        features = pair_up(self.encoder(image), addend)
+        fused = self.trunk(torch.cat([features, F.one_hot(addend, ADDENDS).float()], dim=-1))
+        return self.digit_head(fused), self.sum_head(fused)
 
 
 class TwoBranchLeNet(PublishedNet):
@@ -113,11 +119,6 @@ class NarrowTrunkNet(PublishedNet):
         self.trunk = nn.Sequential(nn.Linear(15 + ADDENDS, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU())
         self.digit_head = nn.Linear(40, DIGITS)
         self.sum_head = nn.Linear(40, SUMS)
-
-    def forward(self, image, addend):
-        features = pair_up(self.encoder(image), addend)
-        fused = self.trunk(torch.cat([features, F.one_hot(addend, ADDENDS).float()], dim=-1))
-        return self.digit_head(fused), self.sum_head(fused)
 
 
 class ArgmaxRegressionNet(PublishedNet):
@@ -187,11 +188,6 @@ class AveragePoolingNet(PublishedNet):
         self.trunk = nn.Sequential(*block(20 + ADDENDS, 60), *block(60, 60))
         self.digit_head = nn.Linear(60, DIGITS, bias=False)
         self.sum_head = nn.Linear(60, SUMS, bias=False)
-
-    def forward(self, image, addend):
-        features = pair_up(self.encoder(image), addend)
-        fused = self.trunk(torch.cat([features, F.one_hot(addend, ADDENDS).float()], dim=-1))
-        return self.digit_head(fused), self.sum_head(fused)
 
 
 class PairBatchNorm(nn.Module):
@@ -294,12 +290,8 @@ class FaultyBatches(Batches):
         self.faults = faults
 
     def draw_addends(self, epoch):
-        if "no-nine" not in self.faults:
-            return super().draw_addends(epoch)
-        count, generator = len(self.images), generator_for("addends", self.seed, epoch)
-        if self.addends_per_image == 1:
-            return torch.randint(0, 9, (count, 1), generator=generator)
-        return torch.rand(count, 9, generator=generator).argsort(dim=1)[:, : self.addends_per_image].contiguous()
+        addends = 9 if "no-nine" in self.faults else ADDENDS
+        return draw_addends(len(self.images), self.addends_per_image, self.seed, epoch, addends)
 
     def draw_order(self, epoch):
         """With "resample": the first batch of a fresh permutation, again and again."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from studies.plan import SHARED, finished, plan
 from studies.tables import PAGES, rewrite, tables
 from support import cli
-from support.files import lock, write_atomically
+from support.files import lock, read_text, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = Path("logs") / "records"
@@ -75,10 +75,10 @@ def keep(name, process, folder, jobs):
     """Move the log of a run that ended well to `folder`, with a note where runs shared the machine; delete the rest."""
     work = folder / ".work" / name
     if process.returncode:
-        said = (work / "output.txt").read_text().strip().splitlines() or [f"exit status {process.returncode}"]
+        said = read_text(work / "output.txt").strip().splitlines() or [f"exit status {process.returncode}"]
         raise cli.UserError(f"the run {name} failed: {said[-1]}")
     for ending in ("csv", "txt"):
-        text = (work / "logs" / f"{name}.{ending}").read_text()
+        text = read_text(work / "logs" / f"{name}.{ending}")
         text = text.replace(f" --out {shlex.quote(str(work))}", "").replace(f"{work}/", "")
         if jobs > 1:
             text = text.replace("\n\n", f"\n{SHARED.format(jobs)}\n\n", 1)  # the header ends in an empty line
@@ -114,7 +114,7 @@ def main(argv=None):
             run_all(runs, records, args.jobs or 1, extra)
     made, differing = tables(records, runs), []
     for page in PAGES:
-        before = (ROOT / page).read_text()
+        before = read_text(ROOT / page)
         after = rewrite(page, before, made)
         if before != after:
             differing.append(page)

@@ -21,16 +21,7 @@ from studies.plan import (
 )
 from studies.published import DESIGNS
 from support.cli import UserError
-
-PAGES = {  # page: the tables in it
-    "README.md": ("results", "machine", "base-s0"),
-    "studies/README.md": ("published", "stated", "encodings", "weights"),
-    "studies/speed.md": (
-        *("speed-machine", "speed-loop", "speed-start", "speed-fast", "speed-options", "precisions"),
-        *("speed-memory", "speed-growth"),
-    ),
-    "logs/README.md": ("index",),
-}
+from support.files import read_text
 
 STATED = {
     "narrow-trunk": "pictures only",
@@ -48,6 +39,12 @@ SPEED = {  # table: sections of benchmark.py
     "options": ("options",),
     "memory": ("memory",),
     "growth": ("growth", "several"),
+}
+PAGES = {  # page: the tables in it
+    "README.md": ("results", "machine", "base-s0"),
+    "studies/README.md": ("published", "stated", "encodings", "weights"),
+    "studies/speed.md": ("speed-machine", *(f"speed-{name}" for name in SPEED), "precisions"),
+    "logs/README.md": ("index",),
 }
 
 
@@ -96,7 +93,7 @@ def tables(folder, runs):
     log = folder / "base-s0.txt"
     scores = ["seeds", "digit %", "sum %", "joint %"]
     return {
-        "base-s0": f"```\n{log.read_text() if log.exists() else '–'}```",
+        "base-s0": f"```\n{read_text(log) if log.exists() else '–'}```",
         "results": table(["network", "parameters", "epochs", *scores, "training, s"], results),
         "machine": machines(folder, [name for size in OURS for name in seeds(size)]),
         "published": table(["design", "epochs", *scores, "mended: joint %"], published),
@@ -118,7 +115,7 @@ def study_table(heading, rows):
 
 def speed(path):
     """{name: Markdown} of the benchmark's sections from its JSON, and of the machine they were measured on."""
-    record = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    record = json.loads(read_text(path)) if path.exists() else {"rows": []}
     head = "{device}; {versions}; commit {commit}; medians of {repeats} rounds."
     made = {"speed-machine": head.format(**record) if record["rows"] else "–"}
     for name, sections in SPEED.items():
@@ -156,14 +153,14 @@ def index(folder, names):
         rows.append([f"`{prefix}`", str(len(runs)), pages.get(prefix, "published"), commits, devices])
     path = folder / "benchmark-cpu.json"
     if path.exists():
-        record = json.loads(path.read_text())
+        record = json.loads(read_text(path))
         rows.append([f"`{path.name}`", "1", "speed", record["commit"], record["device"]])
     return table(["records", "runs", "table", "commit", "machine"], rows)
 
 
 def facts(folder, names, pattern):
     """The set of what the pattern finds in the logs of these runs."""
-    texts = [(folder / f"{name}.txt").read_text() for name in names]
+    texts = [read_text(folder / f"{name}.txt") for name in names]
     return {found for text in texts for found in re.findall(pattern, text, re.MULTILINE)}
 
 

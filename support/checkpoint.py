@@ -12,6 +12,7 @@ checksum stops accidents, not people: everything that is read is checked by type
 import copy
 import hashlib
 import io
+import math
 import struct
 import warnings
 import zipfile
@@ -26,10 +27,10 @@ FORMAT = "mnist-addend checkpoint"
 VERSION = 2
 CHECKSUM = b"sha256:"
 CHECKSUM_LENGTH = len(CHECKSUM) + hashlib.sha256().digest_size
-DATASETS = ("mnist", "synthetic")
+DATASET_NAMES = ("mnist", "synthetic")
 PROGRESS = ("header", "continued", "epoch", "history", "best", "weights", "raw_weights", "optimizer")
 ACCURACIES = ("digit_accuracy", "sum_accuracy", "joint_accuracy")
-CHANGED = "was model.py changed since?"
+CHANGED = "model.py has changed since: bring back that version or train again"
 TEXT_LIMIT = 20_000  # characters of the text that a checkpoint brings into a log
 
 
@@ -112,7 +113,7 @@ def check_weights_file(state, path, normalisation):
     if missing:
         raise CheckpointError(f"checkpoint {path} is incomplete: it lacks {', '.join(missing)}")
     check(isinstance(state["args"], dict), path, "args")
-    check(isinstance(state["dataset"], str) and state["dataset"] in DATASETS, path, "dataset")
+    check(isinstance(state["dataset"], str) and state["dataset"] in DATASET_NAMES, path, "dataset")
     check(whole(state["epoch"], 1), path, "epoch")
     check(type(state["normalisation"]) is list and all(map(number, state["normalisation"])), path, "normalisation")
     if state["normalisation"] != list(normalisation):
@@ -128,7 +129,7 @@ def check_progress(state, path, epochs, validated):
         name for name in ("best", "continued", "header", "history", "optimizer", "raw_weights") if name not in state
     ]
     if missing:
-        raise CheckpointError(f"{path} cannot be continued, it lacks {', '.join(missing)}; resume from a last.pt")
+        raise CheckpointError(f"{path} holds weights only ({', '.join(missing)} missing); resume from a last.pt")
     done, history, best = state["epoch"], state["history"], state["best"]
     check(whole(done, 1) and done <= epochs, path, "epoch")
     columns = {"epoch", "learning_rate", "digit_loss", "sum_loss", "seconds", *(ACCURACIES if validated else ())}
@@ -153,13 +154,13 @@ def check(holds, path, part):
 
 
 def whole(value, low):
-    """Whether this is an integer of at least `low` that prints in a line."""
+    """Whether this is an integer of at least `low`, and not a huge one."""
     return type(value) is int and low <= value < 2**63
 
 
 def number(value):
-    """Whether this is a number of at least 0 that prints in a line of a log."""
-    return type(value) in (int, float) and 0 <= value < 1e12  # which NaN is not either
+    """Whether this is a finite number of at least 0."""
+    return whole(value, 0) or (type(value) is float and 0 <= value < math.inf)
 
 
 def check_tensors(tensors, like, path, part):
@@ -168,14 +169,16 @@ def check_tensors(tensors, like, path, part):
         raise CheckpointError(f"{path}: {part} is not a dict of tensors")
     names = [name for name in like if name not in tensors] + [name for name in tensors if name not in like]
     if names:
-        raise CheckpointError(f"{path}: {part} does not fit the network, see {', '.join(names[:3])}; {CHANGED}")
+        raise CheckpointError(f"{path}: {part} and the network differ in {', '.join(names[:3])}; {CHANGED}")
     for name, wanted in like.items():
         value = tensors[name]
         if type(value) is not torch.Tensor or value.layout != torch.strided or value.device.type != "cpu":
             raise CheckpointError(f"{path}: {part} is damaged, {name} is not a plain tensor")
         if value.shape != wanted.shape or value.dtype != wanted.dtype:
-            form = f"{str(wanted.dtype).removeprefix('torch.')} {list(wanted.shape)}"
-            raise CheckpointError(f"{path}: {part} does not fit the network, {name} should be {form}; {CHANGED}")
+            forms = [f"{tensor.dtype} {list(tensor.shape)[:8]}" for tensor in (value, wanted)]
+            raise CheckpointError(
+                f"{path}: {part} and the network differ in {name}, {forms[0]} there and {forms[1]} here; {CHANGED}"
+            )
         if not value.isfinite().all():
             raise CheckpointError(f"{path}: {part} is damaged, {name} is not finite")
 
@@ -201,7 +204,7 @@ def restore_optimizer(optimizer, state, path):
     trial.step()
     target = trial.state_dict()
     if type(state) is not dict or state.keys() != target["state"].keys():
-        raise CheckpointError(f"{path}: optimizer does not fit the network; {CHANGED}")
+        raise CheckpointError(f"{path}: optimizer and network differ; {CHANGED}")
     for index, own in target["state"].items():
         tensors = {name: value for name, value in own.items() if value is not None}
         check(type(state[index]) is dict, path, "optimizer")

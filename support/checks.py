@@ -15,8 +15,9 @@ def refuse_single_images(model, batches):
     smallest = min(tail, batches.batch_size) // processes.world_size()
     if smallest < 2 and any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         raise UserError(
-            f"--batch-size {batches.batch_size} leaves a process a batch of one image at the end of the "
-            f"{len(batches.images)}, too few for batch norm; choose another"
+            f"--batch-size {batches.batch_size} gives batch norm a batch of one image"
+            f"{'' if batches.batch_size == 1 else f', the last of {len(batches.images)}'}; it needs two or more per "
+            "process: change --batch-size"
         )
 
 
@@ -41,6 +42,6 @@ def chance_report(scores, args):
         return []
     return [
         f"note: the {' and the '.join(lost)} {'are' if len(lost) > 1 else 'is'} no better than guessing; "
-        f"--learning-rate {args.learning_rate:g} may be too high, or the run too short; "
+        f"--learning-rate {args.learning_rate:g} may be too high, the run too short, or an input be unconnected; "
         'see "My network does not learn the sum" in README.md'
     ]

@@ -126,7 +126,7 @@ def integer(low, high=2**31 - 1):
     def parse(text):
         value = int(text)
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not {span(low, high)}")
+            raise argparse.ArgumentTypeError(f"{text} is not {span(low, math.inf if value < low else high)}")
         return value
 
     parse.__name__ = "whole number"
@@ -148,8 +148,8 @@ def real(low, high=math.inf, above=False):
 
 def file_name(text):
     """An argparse type: a printable name of a file, without a folder."""
-    if not text.isprintable() or not text.strip() or Path(text).name != text or text == "..":
-        raise argparse.ArgumentTypeError(f"{text!r} must be a plain file name")
+    if not text.isprintable() or not text.strip() or Path(text).name != text or text == ".." or len(text) > 200:
+        raise argparse.ArgumentTypeError(f"{text[:200]!r} must be a plain file name of at most 200 characters")
     return text
 
 
@@ -162,8 +162,8 @@ def flags_of(parser, args, names):
     """The flags that set the arguments `names` to what they are in `args`, as words; defaults are left out."""
     actions = [action for action in parser._actions if action.dest in names]
     changed = [action for action in actions if getattr(args, action.dest) != action.default]
-    words = [[action.option_strings[0], str(getattr(args, action.dest))] for action in changed]
-    return [word for pair in words for word in pair if word != "True"]
+    values = [[] if action.nargs == 0 else [str(getattr(args, action.dest))] for action in changed]
+    return [word for action, value in zip(changed, values, strict=True) for word in (action.option_strings[0], *value)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

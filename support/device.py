@@ -21,7 +21,7 @@ def choose_device(name):
         raise UserError(
             f"--device {name}: this machine or this build of PyTorch has no {name.upper()}; try --device auto"
         )
-    torch.backends.cudnn.conv.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device(name)
 
 

@@ -40,6 +40,11 @@ def write_atomically(path, content):
             os.close(folder)
 
 
+def read_text(path):
+    """The text of a file that `write_atomically` wrote: UTF-8, whatever the system's own encoding is."""
+    return Path(path).read_text(encoding="utf-8", errors="replace")
+
+
 @contextlib.contextmanager
 def lock(folder):
     """Claim the folder for this process; the claim ends with the process, however that ends. Raises UserError."""

@@ -46,7 +46,9 @@ def captured(model, image, addend):
     """`model` with its forward and its backward pass as CUDA graphs of these shapes: two launches a step."""
     if image.device.type != "cuda":
         raise RuntimeError("it needs --device cuda")
-    return torch.cuda.make_graphed_callables(Wrapper(model), (image, addend))
+    # without the cache of weights in bfloat16: the graph would replay with those of its capture
+    with torch.autocast("cuda", torch.bfloat16, enabled=torch.is_autocast_enabled("cuda"), cache_enabled=False):
+        return torch.cuda.make_graphed_callables(Wrapper(model), (image, addend))
 
 
 def accelerate(accelerator, model, batch, precision):
@@ -60,8 +62,7 @@ def accelerate(accelerator, model, batch, precision):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.train()
     try:
-        # no cache of weights in bfloat16: a graph would replay with those of its capture
-        with torch.autocast(image.device.type, torch.bfloat16, precision == "bfloat16", cache_enabled=False):
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             fast = accelerator(model, image, addend)
             digit_logits, sum_logits = fast(image, addend)
         (digit_logits.float().sum() + sum_logits.float().sum()).backward()

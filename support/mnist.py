@@ -70,7 +70,7 @@ def ensure_mnist_file(folder, name):
     if matches(archive, packed):
         content = archive.read_bytes()
     else:
-        content = download(f"{name}.gz", packed, damaged=[file for file in (folder / name, archive) if file.exists()])
+        content = download(archive, packed, damaged=[file for file in (folder / name, archive) if file.exists()])
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(archive, content)
     write_atomically(folder / name, gzip.decompress(content))
@@ -87,13 +87,13 @@ def md5_of(content):
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-def download(name, size_and_md5, damaged=()):
-    """The bytes of MNIST's file `name` from the first mirror that serves it whole.
+def download(path, size_and_md5, damaged=()):
+    """The bytes of MNIST's file that belongs at `path`, from the first mirror that serves it whole.
 
     Raises MissingDataError, or DataError naming the first of the `damaged` files that the download was to replace.
     """
     size, md5 = size_and_md5
-    problem = ""
+    name, problem = path.name, ""
     for mirror in MIRRORS * ATTEMPTS:
         print(f"downloading {mirror}{name}", file=sys.stderr)
         deadline = time.monotonic() + FILE_LIMIT
@@ -104,7 +104,7 @@ def download(name, size_and_md5, damaged=()):
                     content.write(block)
                     if time.monotonic() > deadline:
                         raise TimeoutError(f"not done after {FILE_LIMIT:.0f} s")
-        except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: sent on to a malformed address
+        except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: redirected to a malformed URL
             problem = f"{mirror} failed: {getattr(error, 'reason', None) or error or type(error).__name__}"
             continue
         if content.tell() == size and md5_of(content.getvalue()) == md5:
@@ -112,4 +112,4 @@ def download(name, size_and_md5, damaged=()):
         problem = f"{mirror} sent something else (wrong checksum)"
     if damaged:
         raise DataError(f"{damaged[0]} is damaged (wrong checksum) and could not be downloaded again: {problem}")
-    raise MissingDataError(f"MNIST's {name} is not in the data folder and could not be downloaded: {problem}")
+    raise MissingDataError(f"there is no {path} (see --data-dir) and it could not be downloaded: {problem}")

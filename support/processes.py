@@ -27,6 +27,11 @@ def world_size():
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def launcher():
+    """The word or words that start a script in so many processes."""
+    return "python" if world_size() == 1 else f"torchrun --nproc-per-node {world_size()}"
+
+
 @contextlib.contextmanager
 def process_group(device):
     """Join the job's other processes; yields the device of this process: its own where there are several GPUs."""

@@ -14,6 +14,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from importlib import metadata
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from support import processes
 from support.checkpoint import ACCURACIES, CheckpointError, load_checkpoint, save_checkpoint
 from support.cli import UserError, file_name
 from support.device import describe_device
-from support.files import lock, write_atomically
+from support.files import lock, read_text, write_atomically
 
 HEADINGS = "epoch  rate at end  digit loss  sum loss  val digit %  val sum %  val joint %  seconds"
 COLUMNS = ("split", "epoch", "learning_rate", "digit_loss", "sum_loss", *ACCURACIES, "seconds")
@@ -70,13 +71,13 @@ class RunFiles:
         if resumed is None and (self.last.exists() or self.holds_epochs()):
             advice = f" or --resume {self.last}" if self.last.exists() else ""
             raise UserError(f"there is a run {self.name} in {self.logs}; choose another --run-name{advice}")
-        with contextlib.suppress(CheckpointError):  # none, or a damaged one that is nothing to lose
+        with contextlib.suppress(CheckpointError):  # none, or damaged
             if resumed is not None and load_checkpoint(self.last).get("header") != resumed["header"]:
                 raise UserError(f"{self.last} is of another run of the name {self.name}; choose another --out")
 
     def holds_epochs(self):
         """Whether the log holds an epoch; that of a run that ended before its first may be replaced."""
-        return self.text.exists() and not self.text.read_text().endswith(HEADINGS + "\n")
+        return self.text.exists() and not read_text(self.text).endswith(HEADINGS + "\n")
 
     def remove_leftovers(self):
         """Remove the temporary files that a killed run of this folder, which is locked, may have left."""
@@ -97,23 +98,25 @@ class RunFiles:
         if name != self.name:
             if not own.exists():
                 save_checkpoint(own, other)
-            print(f"this run replaces best.pt, which is that of the run {name} and stays in {own}", file=sys.stderr)
+            print(
+                f"best.pt is of the run {name} and stays in {own}; this run replaces it after an epoch", file=sys.stderr
+            )
 
     def save_best(self, state):
         """Write what `evaluate.py` needs of the best epoch, without the optimiser."""
-        if processes.rank() > 0:
-            return
         kept = {name: state[name] for name in ("args", "dataset", "normalisation", "versions")}
         kept |= {name: state["best"][name] for name in ("epoch", "joint_accuracy", "weights")}
-        for path in (self.best, self.folder / "best.pt"):
-            save_checkpoint(path, kept)
+        self.save(kept, self.best, self.folder / "best.pt")
 
     def save_last(self, state):
         """Write all that it takes to continue."""
-        if processes.rank() > 0:
-            return
-        for path in (self.last, self.folder / "last.pt"):
-            save_checkpoint(path, state)
+        self.save(state, self.last, self.folder / "last.pt")
+
+    def save(self, state, *paths):
+        """Write a checkpoint to each of the paths; of several processes, process 0 alone."""
+        if processes.rank() == 0:
+            for path in paths:
+                save_checkpoint(path, state)
 
     def write_log(self, state, ending=(), test_scores=None):
         """Write the text and the CSV whole, as they stand after an epoch or at the end."""
@@ -162,19 +165,20 @@ def environment(device):
     }
 
 
-def make_header(argv, args, omitted, dataset, device, model, training, validation, notes):
+def make_header(argv, args, dataset, device, model, training, validation, notes):
     """What it takes to repeat the run, as lines of text.
 
-    `omitted` are the arguments that do not belong to the run; `notes` are requested options that were unavailable.
+    `args` are the stored arguments, a dict; `notes` are requested options that were unavailable.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    flags = " ".join(f"{name}={value}" for name, value in vars(args).items() if name not in omitted)
+    flags = " ".join(f"{name}={value}" for name, value in args.items())
+    wrapped = textwrap.wrap(flags, 108, break_long_words=False, break_on_hyphens=False)
     entries = [
-        ("command", shlex.join(["python", "train.py", *argv])),
+        ("command", f"{processes.launcher()} {shlex.join(['train.py', *argv])}"),
         *environment(device).items(),
         ("data set", f"{dataset}: {training:,d} training and {validation:,d} validation images"),
-        ("model", f"{args.model}, {parameters:,d} parameters"),
-        ("arguments", flags),
+        ("model", f"{args['model']}, {parameters:,d} parameters"),
+        ("arguments", f"\n{'':12s}".join(wrapped)),
         *(("note", note) for note in notes),
     ]
     return "\n".join(f"{name:11s} {text}" for name, text in entries)
@@ -198,7 +202,8 @@ def table_line(row):
     """One epoch as a line under HEADINGS."""
     accuracies = [row.get(name) for name in ACCURACIES]
     cells = [f"{'-':>9s}" if value is None else f"{100 * value:9.3f}" for value in accuracies]
+    losses = [f"{loss:.4f}" if loss < 1e5 else f"{loss:.1e}" for loss in (row["digit_loss"], row["sum_loss"])]
     return (
-        f"{row['epoch']:5d}  {row['learning_rate']:11.6f}  {row['digit_loss']:10.4f}  {row['sum_loss']:8.4f}"
+        f"{row['epoch']:5d}  {row['learning_rate']:11.6f}  {losses[0]:>10s}  {losses[1]:>8s}"
         f"    {cells[0]}  {cells[1]}    {cells[2]}  {row['seconds']:7.1f}"
     )

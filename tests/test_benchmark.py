@@ -181,9 +181,7 @@ def test_a_measured_process_trains_and_says_when(setting):
 
 
 def test_the_measured_imports_are_those_of_train_py():
-    program = (
-        "import json, sys; from studies import measure; print(json.dumps({'peak': 'torchvision' in sys.modules}))"
-    )
+    program = "import json, sys; from studies import measure; print(json.dumps({'peak': 'torchvision' in sys.modules}))"
     assert measure.from_a_process(program) == {"peak": False}
 
 

@@ -168,7 +168,7 @@ def test_weights_that_do_not_fit_the_network_are_refused(last, both_refuse, spoi
 def test_the_weights_of_another_network_are_refused(last, both_refuse):
     state = load_checkpoint(last)
     save_checkpoint(last, state | {"args": state["args"] | {"model": "base"}})
-    both_refuse("last.pt", "was model.py changed since?")
+    both_refuse("last.pt", "model.py has changed since: bring back")
 
 
 @pytest.mark.parametrize("part", ["raw_weights", "optimizer", "history", "best", "header"])

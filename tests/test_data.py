@@ -16,6 +16,7 @@ def test_an_example_is_image_and_addend_to_digit_and_sum(small):
     assert image.shape == (1, 28, 28) and image.dtype == torch.float32
     assert addend.dtype == digit.dtype == sum_target.dtype == torch.int64
     assert digit == small[1][5] and sum_target == digit + addend
+    assert all(torch.equal(one, other) for one, other in zip(dataset[-1], dataset[len(dataset) - 1], strict=True))
 
 
 @pytest.mark.parametrize("addends_per_image", [1, 4, 10])
@@ -76,7 +77,7 @@ def test_the_next_epoch_is_drawn_while_a_device_computes(small):
     for epoch in (0, 1, 2, 7):  # 7 was not drawn ahead
         for ours, other in zip(ahead.epoch(epoch), plain.epoch(epoch), strict=True):
             assert all(torch.equal(mine, theirs) for mine, theirs in zip(ours, other, strict=True))
-            assert list(ahead.drawn) == [epoch + 1]
+            assert list(ahead.drawn) == [epoch, epoch + 1]
 
 
 def test_an_epoch_shows_every_image_once_the_last_batch_included(small):

@@ -81,4 +81,5 @@ def test_a_tensor_left_on_the_cpu_is_noticed(small, fake_device, monkeypatch, wh
 
 def test_float32_on_cuda_is_not_rounded_to_tf32():
     choose_device("cpu")
-    assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.conv.fp32_precision != "tf32"

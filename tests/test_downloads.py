@@ -7,6 +7,7 @@ import http.server
 import socket
 import struct
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -296,7 +297,7 @@ def test_mirrors_that_are_all_bad_end_in_one_line_and_leave_nothing(
 def test_an_endless_answer_is_not_read_to_its_end(mirrors, server):
     mirrors("endless")
     with pytest.raises(mnist.MissingDataError):
-        mnist.download(f"{TRAIN_IMAGES}.gz", mnist.MNIST_FILES[TRAIN_IMAGES][0])
+        mnist.download(Path(f"{TRAIN_IMAGES}.gz"), mnist.MNIST_FILES[TRAIN_IMAGES][0])
     assert server.sent < 100e6  # what fits in the buffers between
 
 

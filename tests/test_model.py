@@ -44,8 +44,9 @@ def test_many_addends_equal_one_at_a_time(model):
     [
         (torch.zeros(1, 1, 28, 28), 5, TypeError, "torch.tensor([5])"),
         (np.zeros((1, 1, 28, 28)), torch.tensor([5]), TypeError, "must be tensors"),
-        (torch.zeros(28, 28), torch.tensor([5]), ValueError, "[B, 1, 28, 28], not [28, 28]"),
-        (torch.zeros(2, 28, 28, 1), torch.tensor([5, 5]), ValueError, "[B, 1, 28, 28], not [2, 28, 28, 1]"),
+        (torch.zeros(28, 28), torch.tensor([5]), ValueError, "not torch.float32 [28, 28]"),
+        (torch.zeros(2, 28, 28, 1), torch.tensor([5, 5]), ValueError, "[B, 1, 28, 28] as data.prepare makes it"),
+        (torch.zeros(1, 1, 28, 28, dtype=torch.uint8), torch.tensor([5]), ValueError, "not torch.uint8 [1, 1, 28, 28]"),
         (torch.zeros(2, 1, 28, 28), torch.tensor(5), ValueError, "[B] or [B, K]"),
         (torch.zeros(2, 1, 28, 28), torch.tensor([5]), ValueError, "B = 2, not torch.int64 [1]"),
         (torch.zeros(2, 1, 28, 28), torch.tensor([5.0, 5.0]), ValueError, "must be int64"),
@@ -67,7 +68,7 @@ def test_an_added_size_trains_and_scores_and_its_removal_is_explained(run, small
     assert status == 2 and "model.py, which has changed since then: unknown model 'mine'" in err
     monkeypatch.setitem(SIZES, "mine", size | dict(hidden=17))
     status, _, err = run(evaluate, *flags)
-    assert status == 2 and "fusion.0.weight should be float32 [17, 18]; was model.py changed since?" in err
+    assert status == 2 and "differ in fusion.0.weight, torch.float32 [16, 18] there" in err
 
 
 def test_the_encoder_runs_once_an_image(model):

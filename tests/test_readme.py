@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from conftest import ROOT
+from studies.tables import PAGES
 
 README = (ROOT / "README.md").read_text()
 
@@ -23,9 +24,29 @@ def test_the_lines_from_python_run(tmp_path, monkeypatch, capsys, trained, small
     assert pairs == "1500" and float(accuracy) == pytest.approx(1 - int(misses) / 1500)
 
 
-def test_every_file_that_is_named_exists():
-    for name in re.findall(r"`((?:tests/|logs/)?[\w-]+\.(?:py|txt|csv|json))\b", README):
-        assert (ROOT / name).exists() or (ROOT / "tests" / name).exists(), name
+def anchors(text):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, "docs/running.md"])
+def test_every_link_leads_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"^\[[^\]]+\]: (\S+)$", text, re.MULTILINE)
+    assert links or page == "logs/README.md"
+    for link in links:
+        target, _, anchor = link.partition("#")
+        if not target.startswith("http"):
+            path = ((ROOT / page).parent / target if target else ROOT / page).resolve()
+            assert path.exists(), link
+            assert not anchor or anchor in anchors(path.read_text(encoding="utf-8")), link
+
+
+@pytest.mark.parametrize("page", [*PAGES, "docs/running.md"])
+def test_lines_and_tables_fit_a_screen(page):
+    for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
+        assert len(line) <= (110 if line.startswith("|") else 140), line
 
 
 def test_the_test_command_is_the_one_that_ci_runs():

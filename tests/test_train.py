@@ -126,7 +126,7 @@ def test_each_flag_changes_the_result(run, small_flags, trained, flag):
 
 
 def test_every_flag_is_tested_to_act_or_named_here():
-    elsewhere = {"deterministic", "run_name", "dataset", *train.MACHINE}
+    elsewhere = {"deterministic", "run_name", "dataset", "resume", *train.MACHINE}
     tested = {flag.split()[0] for flag in FLAGS_THAT_ACT}
     flags = {action.dest: action.option_strings for action in train.make_parser()._actions if action.dest != "help"}
     for name, strings in flags.items():
@@ -145,7 +145,7 @@ def test_best_of_another_run_is_kept_and_named(run, small_flags, tmp_path):
     assert run(train, *small_flags)[0] == 0
     first = (tmp_path / "best.pt").read_bytes()
     status, _, err = run(train, *small_flags, "--run-name", "other", "--seed", 1)
-    expected = "this run replaces best.pt, which is that of the run run and stays in logs/run-best.pt"
+    expected = "best.pt is of the run run and stays in logs/run-best.pt; this run replaces it after an epoch"
     assert status == 0 and err == f"{expected}\n"
     (tmp_path / "best.pt").write_bytes(first)  # and where that copy is missing, it is made
     (tmp_path / "logs" / "run-best.pt").unlink()
