@@ -60,7 +60,7 @@ class TwoHeadNet(nn.Module):
 
 
 class AddendNet(TwoHeadNet):
-    """The network of this module's docstring."""
+    """The network drawn above: image features and addend concatenated, one fully connected layer, two heads."""
 
     def __init__(self, encoder, features, hidden, addend_encoding="onehot", sum_encoding="onehot"):
         """encoder: makes the image network, given the number of features; hidden: width of the FC layer after the

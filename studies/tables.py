@@ -41,7 +41,7 @@ SPEED = {  # table: sections of benchmark.py
     "growth": ("growth", "several"),
 }
 PAGES = {  # page: the tables in it
-    "README.md": ("results", "machine", "base-s0"),
+    "README.md": ("results", "base-s0"),
     "studies/README.md": ("published", "stated", "encodings", "weights"),
     "studies/speed.md": ("speed-machine", *(f"speed-{name}" for name in SPEED), "precisions"),
     "logs/README.md": ("index",),
@@ -93,9 +93,8 @@ def tables(folder, runs):
     log = folder / "base-s0.txt"
     scores = ["seeds", "digit %", "sum %", "joint %"]
     return {
-        "base-s0": f"```\n{read_text(log) if log.exists() else '–'}```",
+        "base-s0": f"```\n{without_arguments(read_text(log)) if log.exists() else '–'}```",
         "results": table(["network", "parameters", "epochs", *scores, "training, s"], results),
-        "machine": machines(folder, [name for size in OURS for name in seeds(size)]),
         "published": table(["design", "epochs", *scores, "mended: joint %"], published),
         "stated": table(["design", "stated by its write-up"], [[f"`{name}`", text] for name, text in STATED.items()]),
         **speed(folder / "benchmark-cpu.json"),
@@ -143,7 +142,7 @@ def index(folder, names):
     pages = {prefix: "README" for prefix in OURS} | {study_name(flags): "encodings" for flags in ENCODINGS.values()}
     pages |= {study_name(weight_flags(pair)): "weights" for pair in WEIGHTS}
     pages |= {study_name(flags): "precision" for flags in PRECISIONS.values()}
-    pages |= {study_name(""): "encodings, weights, precision, published"}
+    pages |= {study_name(""): "all studies"}
     groups = {}
     for name in names:
         groups.setdefault(re.sub(r"-s\d+$", "", name), []).append(name)
@@ -158,16 +157,15 @@ def index(folder, names):
     return table(["records", "runs", "table", "commit", "machine"], rows)
 
 
+def without_arguments(log):
+    """A log without the list of all arguments, which takes several lines."""
+    return re.sub(r"^arguments .*\n(?: {12}.*\n)*", "", log, flags=re.MULTILINE)
+
+
 def facts(folder, names, pattern):
     """The set of what the pattern finds in the logs of these runs."""
     texts = [read_text(folder / f"{name}.txt") for name in names]
     return {found for text in texts for found in re.findall(pattern, text, re.MULTILINE)}
-
-
-def machines(folder, names):
-    """The devices and the versions of these runs, in a line."""
-    kinds = [", ".join(sorted(facts(folder, names, rf"^{word} +(.*)$"))) for word in ("device", "versions")]
-    return f"Measured on {kinds[0]}; {kinds[1]}." if names else "–"
 
 
 def rewrite(page, text, made):

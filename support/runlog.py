@@ -151,7 +151,9 @@ def commit():
         return subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return answer("rev-parse", "--short", "HEAD") + ("-dirty" if answer("diff", "HEAD", "--", "*.py") else "")
+        return answer("rev-parse", "--short", "HEAD") + (
+            "-dirty" if answer("diff", "HEAD", "--", "*.py", ":!tests") else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -102,6 +102,7 @@ BAD_FOR_TRAIN = [
     "--run-name ../run",
     "--run-name /run",
     "--run-name run",  # is there already
+    ["--run-name", "x" * 201],
     ["--unknown\nflag"],
     "--out text.txt",
     "--out text.txt/below",

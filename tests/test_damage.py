@@ -282,7 +282,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_leaves_the_file_before(
     after = contents(tmp_path)
     assert sorted(after) == sorted(before) and after[name] == before[name]
     monkeypatch.setattr("support.files.open", open, raising=False)
-    assert run(train, *small_flags, "--resume", "last.pt")[0] == 0  # and once there is room the run goes on
+    assert run(train, *small_flags, "--resume", "last.pt")[0] == 0  # once there is room, the run continues
 
 
 def test_a_full_disk_leaves_the_old_scores(last, run, small_dir, full_disk, tmp_path):

@@ -1,4 +1,4 @@
-"""Devices without one at hand: every tensor of a step is on the device of the run, or PyTorch refuses to mix them."""
+"""A device apart from the CPU, with fake tensors: where a tensor is left on the CPU, PyTorch refuses to mix the two."""
 
 import contextlib
 

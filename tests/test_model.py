@@ -113,7 +113,7 @@ def test_digit_loss_with_many_addends_repeats_the_digit(model):
     torch.testing.assert_close(model.digit_loss(logits, digit), each.mean())
 
 
-def test_one_batch_can_be_learnt_by_heart(small, model):
+def test_one_batch_can_be_overfitted(small, model):
     image, addend, digit, sum_target = next(Batches(*small, 32, addends_per_image=1).epoch(0))
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(150):

@@ -80,6 +80,7 @@ def test_two_processes_follow_the_loss_of_one_and_score_the_same_pairs(run, smal
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-4, rtol=1e-3)
     assert "of 1,500 wrong" in output and "2 processes" in output
+    assert "\ncommand     torchrun --nproc-per-node 2 train.py --dataset" in f"\n{output}"
 
 
 def test_process_0_alone_prints_and_writes(in_two):

@@ -1,4 +1,4 @@
-"""The published designs: their sizes as stated, and the signature of each fault and of its mend."""
+"""The published designs: their sizes as stated, and the signs of each fault and of its repair."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The README keeps its word: its Python runs, its commands and files exist."""
+"""The pages are true: the README's Python runs, links lead somewhere, tables fit a screen."""
 
 import re
 import runpy

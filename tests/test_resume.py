@@ -1,4 +1,4 @@
-"""Nothing is lost: a run that is stopped, interrupted or killed goes on to the same bits as one that was not."""
+"""Nothing is lost: a run that is stopped, interrupted or killed continues to the same bits as one that was not."""
 
 import csv
 import hashlib
@@ -183,6 +183,16 @@ def test_a_checkpoint_does_not_decide_where_files_are_written(run, small_flags, 
     assert not {"out", "data_dir", "device", "resume"} & set(stored)
 
 
+def test_a_run_with_a_huge_loss_is_continued(run, small_flags, stop_after, monkeypatch):
+    train_epoch = train.train_epoch
+    monkeypatch.setattr(train, "train_epoch", lambda *arguments: 1e28 * train_epoch(*arguments))
+    stop_after(1)
+    assert run(train, *small_flags)[0] == 130
+    stop_after(None)
+    status, out, _ = run(train, "--resume", "last.pt", *small_flags)
+    assert status == 0 and len(set(map(len, re.findall(r"^ +[12]  .*e\+28 .*$", out, re.MULTILINE)))) == 1
+
+
 def test_a_finished_run_resumed_is_the_same_finished_run(run, small_flags, tmp_path):
     """As after a kill between the last epoch and the test."""
     assert run(train, *small_flags)[0] == 0
@@ -204,6 +214,14 @@ def test_a_run_interrupted_before_its_first_epoch_can_be_started_again(run, smal
     )
 
 
+def test_a_log_that_is_no_text_is_not_written_over(run, small_flags, tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "run.txt").write_bytes(b"caf\xe9\n")
+    status, _, err = run(train, *small_flags)
+    assert status == 2 and "there is a run run in logs" in err
+    assert (tmp_path / "logs" / "run.txt").read_bytes() == b"caf\xe9\n"
+
+
 def test_a_run_is_not_written_over_not_even_where_its_log_alone_is_left(run, small_flags, trained, tmp_path):
     (tmp_path / "logs").mkdir()
     text = (trained / "logs" / "run.txt").read_text()
@@ -219,7 +237,7 @@ def test_a_run_is_not_written_over_not_even_where_its_log_alone_is_left(run, sma
 
 
 def test_ctrl_c_and_sigterm_end_a_run_and_a_second_run_is_refused(run, small_flags, small_dir, tmp_path):
-    """Real processes. The first run in a folder goes on unharmed after the second was turned away."""
+    """Real processes. The first run in a folder is unharmed when a second one is refused."""
     flags = [*small_flags, "--epochs", "100000", "--run-name", "run"]
     ends = {signal.SIGINT: 130, signal.SIGTERM: 143}
     folders = {number: tmp_path / f"folder of {number.name}" for number in ends}
@@ -317,7 +335,7 @@ class Killer:
             folder = self.new_folder()
         return folder
 
-    def assert_goes_on_to_the_same(self, folder, chosen):
+    def assert_continues_to_the_same(self, folder, chosen):
         """Resume from one of the checkpoints, or start again where the first epoch was not done."""
         checkpoints = [name for name in ("last.pt", "logs/run-last.pt") if (folder / name).exists()]
         argv = ["--resume", chosen.choice(checkpoints), *self.flags] if checkpoints else self.flags
@@ -350,23 +368,23 @@ def kill_at_random(killer, kills):
             folder = killer.kill(event=chosen.randint(1, killer.answer["events"]))
         else:
             folder = killer.kill(seconds=chosen.uniform(0, killer.answer["seconds"]))
-        killer.assert_goes_on_to_the_same(folder, chosen)
+        killer.assert_continues_to_the_same(folder, chosen)
 
 
-def test_a_run_killed_at_five_random_instants_goes_on_to_the_same_bits(killer):
+def test_a_run_killed_at_five_random_instants_continues_to_the_same_bits(killer):
     kill_at_random(killer, 5)
 
 
 @pytest.mark.long
-def test_a_run_killed_at_fifty_random_instants_goes_on_to_the_same_bits(killer):
+def test_a_run_killed_at_fifty_random_instants_continues_to_the_same_bits(killer):
     kill_at_random(killer, 50)
 
 
 @pytest.mark.long
-def test_a_run_killed_at_any_step_of_its_writing_goes_on_to_the_same_bits(killer):
+def test_a_run_killed_at_any_step_of_its_writing_continues_to_the_same_bits(killer):
     """All of them: before, half-way through and after each write, flush and rename."""
     for event in range(1, killer.answer["events"] + 1):
-        killer.assert_goes_on_to_the_same(killer.kill(event=event), random.Random(event))
+        killer.assert_continues_to_the_same(killer.kill(event=event), random.Random(event))
 
 
 def test_a_half_written_checkpoint_has_another_name_and_is_swept_up(killer):
@@ -374,11 +392,11 @@ def test_a_half_written_checkpoint_has_another_name_and_is_swept_up(killer):
     folder = killer.kill(event=9 + 9 + 2)
     assert [path.name.split(".")[:3] for path in folder.rglob("*.tmp")] == [["", "run-best", "pt"]]
     assert not list(folder.rglob("*.pt"))
-    killer.assert_goes_on_to_the_same(folder, random.Random(0))
+    killer.assert_continues_to_the_same(folder, random.Random(0))
     assert not list(folder.rglob("*.tmp"))
 
 
-def test_a_run_killed_in_its_resumed_part_too_goes_on_to_the_same_bits(killer):
+def test_a_run_killed_in_its_resumed_part_too_continues_to_the_same_bits(killer):
     folder = killer.kill(event=killer.answer["events"] // 2)
     assert killer.run(folder, ["--resume", "last.pt", *killer.flags], event=30)["status"] == -signal.SIGKILL
-    killer.assert_goes_on_to_the_same(folder, random.Random(0))
+    killer.assert_continues_to_the_same(folder, random.Random(0))

@@ -187,7 +187,7 @@ def test_a_batch_of_one_image_is_refused_before_training(run, small_flags):
     assert run(train, *small_flags, "--epochs", 1, "--model", "two-branch-lenet", "--batch-size", 599)[0] == 0
 
 
-def test_mnist_is_learnt_from_the_command_line(run, mnist_dir):
+def test_mnist_is_learned_from_the_command_line(run, mnist_dir):
     """One epoch of the base network on a tenth of the real thing, scored on all 100,000 test pairs."""
     flags = f"--epochs 1 --val-size 54000 --batch-size 32 --seed 1 --data-dir {mnist_dir} --run-name m"
     status, out, _ = run(train, *flags.split(), "--dataset", "mnist")
