@@ -115,8 +115,9 @@ def study_table(heading, rows):
 def speed(path):
     """{name: Markdown} of the benchmark's sections from its JSON, and of the machine they were measured on."""
     record = json.loads(read_text(path)) if path.exists() else {"rows": []}
-    head = "{device}; {versions}; commit {commit}; medians of {repeats} rounds."
-    made = {"speed-machine": head.format(**record) if record["rows"] else "–"}
+    rounds = sorted({row["repeats"] for row in record["rows"]})
+    head = "{device}; {versions}; commit {commit}; medians of {} to {} rounds."
+    made = {"speed-machine": head.format(rounds[0], rounds[-1], **record) if rounds else "–"}
     for name, sections in SPEED.items():
         made[f"speed-{name}"] = speed_table([row for row in record["rows"] if row["section"] in sections])
     return made
