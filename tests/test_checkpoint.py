@@ -15,8 +15,8 @@ from support.checkpoint import (
     CheckpointError,
     load_checkpoint,
     save_checkpoint,
-    write_atomically,
 )
+from support.files import write_atomically
 
 STATE = {"args": {"model": "tiny"}, "dataset": "mnist", "epoch": 3, "normalisation": [0.1, 0.3]}
 

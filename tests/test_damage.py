@@ -23,8 +23,8 @@ from support.checkpoint import (
     CheckpointError,
     load_checkpoint,
     save_checkpoint,
-    write_atomically,
 )
+from support.files import write_atomically
 
 TIMES = 200  # truncations, and flips
 
