@@ -54,10 +54,6 @@ class TwoHeadNet(nn.Module):
         """The sum head's outputs -> [..., 19]; the largest is the prediction."""
         return self.sum_encoding.probabilities(sum_logits)
 
-    def extra_report(self, digit_predictions, sum_predictions, digits, batch_size):
-        """Lines for the end of a run's log, from the predictions of `evaluate.predict_pairs`."""
-        return []
-
 
 class AddendNet(TwoHeadNet):
     """The network drawn above: image features and addend concatenated, one fully connected layer, two heads."""

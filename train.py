@@ -236,8 +236,7 @@ def train(args, state, device, files, argv):
     files.save_best(state)
     scored.load_state_dict(state["best"]["weights"])
     images, digits, _ = load_digits(dataset, args.data_dir, train=False)
-    predictions = predict(scored, images, device)
-    scores = score(*predictions, digits)
+    scores = score(*predict(scored, images, device), digits)
     seconds = sum(row["seconds"] for row in state["history"])
     words = ["--ckpt", str(files.best), *cli.flags_of(make_parser(), args, ["data_dir"])]
     ending = [
@@ -245,7 +244,6 @@ def train(args, state, device, files, argv):
         f"{count(args.epochs, 'epoch')} trained in {seconds:.1f} s, without validation and saving; "
         f"scores of epoch {state['best']['epoch']}:",
         short_report(scores, dataset),
-        *model.extra_report(*predictions, digits, args.batch_size),
         *chance_report(scores, args),
         f"log: {files.text}, {files.csv}; checkpoint: {files.best}, copied to {files.folder / 'best.pt'}",
         f"score it again: python evaluate.py {shlex.join(words)}",

@@ -1,22 +1,71 @@
-"""The runs behind the tables: their names, their flags, and whether the log of one is there."""
+"""The runs behind the tables: their names, their commands, and whether the log of one is there."""
 
 import csv
 import re
 import shlex
 
 import train
-from model import SIZES
+from studies import replay
 from studies.published import DESIGNS
 from support.checkpoint import ACCURACIES
 from support.files import read_text
 
 OURS = {"base": range(5), "tiny": range(5), "fast": range(10)}  # size: seeds
 OTHER_SEEDS = range(3)
+REPLAY = "-m studies.replay"
 STUDY_EPOCHS = 3  # of the studies of encodings, weights and precision
-# As published and mended they train alike: their faults, if any, are in the counting.
-SAME_WHEN_MENDED = ("narrow-trunk", "average-pooling")
-# Shortened, to keep the whole within about 90 minutes on two cores: one epoch takes as long as six to ten of a LeNet.
-SHORTENED = {"argmax-regression": 3}
+# Designs without a fault: there is nothing to mend.
+FAULTLESS = tuple(name for name, design in DESIGNS.items() if not design.faults)
+# What a write-up leaves open is searched here: flags of studies.replay in place of the design's own recipe.
+TRIES = {
+    "shared-softmax-lenet": (
+        *(f"--stop 2 --optimizer adam --lr {rate}" for rate in (0.001, 0.003, 0.01, 0.03)),
+        *(f"--stop 2 --optimizer sgd --momentum 0.9 --lr {rate}" for rate in (0.1, 0.3, 1.0)),
+        "--stop 2 --optimizer adam --lr 0.01 --pixels unit",
+        "--stop 2 --optimizer adam --lr 0.01 --activation none",
+        "--stop 2 --optimizer sgd --momentum 0.9 --lr 0.3 --pixels unit",
+        "--stop 2 --optimizer sgd --momentum 0.9 --lr 0.3 --activation none",
+    ),
+    "two-softmax-lenet": (
+        *(f"--stop 4 --optimizer adam --lr {rate}" for rate in (0.001, 0.002, 0.003)),
+        *(f"--stop 4 --optimizer adam --lr {rate} --activation none" for rate in (0.001, 0.002, 0.003)),
+        "--stop 4 --optimizer adam --lr 0.002 --activation none --pixels unit",
+        "--stop 4 --optimizer sgd --momentum 0.9 --lr 0.1",
+        "--stop 4 --optimizer sgd --momentum 0.9 --lr 0.1 --activation none",
+    ),
+    "average-pooling": (
+        "--stop 6 --optimizer sgd --momentum 0.9",
+        "--stop 6 --optimizer sgd --momentum 0",
+        "--stop 6 --optimizer sgd --momentum 0.9 --pixels unit",
+        "--stop 6 --optimizer adam",
+    ),
+    # Their notebooks state the recipe; these show what else the log would allow.
+    "argmax-regression": (
+        "--stop 1",
+        "--stop 1 --optimizer adam",
+        "--stop 1 --optimizer adam --lr 0.0001",
+        "--stop 1 --momentum 0",
+    ),
+    "two-branch-lenet": (
+        "--stop 12",
+        "--stop 12 --lr 0.1",
+        "--stop 12 --lr 0.02",
+        "--stop 12 --optimizer adam --lr 0.001",
+    ),
+}
+# One change at a time, so that a table may name a cause: a suffix of the design's name, or flags of studies.replay.
+ABLATIONS = {
+    "narrow-trunk": (
+        "--dropout 0",
+        "--width 80",
+        "--pixels unit",
+        "--momentum 0.9",
+        "--schedule one-cycle",
+        "--momentum 0.9 --schedule one-cycle",
+        "--optimizer adam --lr 0.001",
+    ),
+    "two-branch-lenet": ("+no-nine", "+early-softmax"),
+}
 ENCODINGS = {
     "addend one-hot, sum one-hot": "",
     "addend as a number": "--addend-encoding scalar",
@@ -33,23 +82,46 @@ WEIGHTS = ("0.9 0.1", "0.7 0.3", "1 1", "0.3 0.7", "0.1 0.9")
 
 
 def plan():
-    """Every run: {name: flags of train.py}, in the order in which they are run."""
+    """Every run: {name: command}, in the order in which they are run.
+
+    A command is the words after "python": a script of ours, or a module of studies, with its flags.
+    """
     runs = {}
     for size, seeds in OURS.items():
         for seed in seeds:
             runs[f"{size}-s{seed}"] = f"--model {size} --seed {seed}"
     for seed in OTHER_SEEDS:
+        for flags in (*ENCODINGS.values(), *PRECISIONS.values(), *map(weight_flags, WEIGHTS)):
+            runs[f"{study_name(flags)}-s{seed}"] = f"{flags} --epochs {STUDY_EPOCHS} --seed {seed}".strip()
+    runs = {name: f"train.py {flags} --dataset mnist" for name, flags in runs.items()}
+    for design, tries in TRIES.items():
+        for flags in tries:
+            runs[f"{try_name(design, flags)}-s0"] = f"{REPLAY} {design} {flags} --seed 0"
+    for seed in OTHER_SEEDS:
         for design in DESIGNS:
-            epochs = f" --epochs {SHORTENED[design]}" if design in SHORTENED else ""
-            runs[f"{design}-published-s{seed}"] = f"--model {design}{epochs} --seed {seed}"
-            if design not in SAME_WHEN_MENDED:
-                runs[f"{design}-mended-s{seed}"] = f"--model {design}+mended{epochs} --seed {seed}"
-        for flags in (*ENCODINGS.values(), *PRECISIONS.values()):
-            runs[f"{study_name(flags)}-s{seed}"] = f"{flags} --epochs {STUDY_EPOCHS} --seed {seed}".strip()
-        for weights in WEIGHTS:
-            flags = weight_flags(weights)
-            runs[f"{study_name(flags)}-s{seed}"] = f"{flags} --epochs {STUDY_EPOCHS} --seed {seed}".strip()
-    return {name: f"{flags} --dataset mnist" for name, flags in runs.items()}
+            runs[f"{design}-published-s{seed}"] = f"{REPLAY} {design} --seed {seed}"
+            if design not in FAULTLESS:
+                runs[f"{design}-mended-s{seed}"] = f"{REPLAY} {design}+mended --seed {seed}"
+        for design, changes in ABLATIONS.items():
+            for change in changes:
+                space = "" if change.startswith("+") else " "
+                runs[f"{ablation_name(design, change)}-s{seed}"] = f"{REPLAY} {design}{space}{change} --seed {seed}"
+    return runs
+
+
+def try_name(design, flags):
+    """The name of a try, without its seed."""
+    return slug(f"{design} try {flags}")
+
+
+def ablation_name(design, change):
+    """The name of an ablation's runs, without their seed."""
+    return slug(f"{design} ablation {change}")
+
+
+def slug(text):
+    """A text as part of a file's name."""
+    return re.sub(r"[\s+-]+", "-", text)
 
 
 def weight_flags(weights):
@@ -60,17 +132,20 @@ def weight_flags(weights):
 
 def study_name(flags):
     """A run's name from its flags: --sum-encoding binary -> study-sum-encoding-binary."""
-    return re.sub(r"[\s-]+", "-", f"study {flags or 'default'}")
+    return slug(f"study {flags or 'default'}")
 
 
-def finished(folder, name, flags):
-    """Whether `folder` has the complete log of a run with the arguments that these flags mean today."""
+def finished(folder, name, command):
+    """Whether `folder` has the complete log of a run with the arguments that this command means today."""
     try:
         logged = logged_arguments(read_text(folder / f"{name}.txt"))
-        read_test(folder / f"{name}.csv")
+        read_accuracies(folder / f"{name}.csv")
     except (OSError, LookupError):
         return False
-    args, _ = train.parse_arguments(shlex.split(f"{flags} --run-name {name}"))
+    if command.startswith(REPLAY):
+        _, wanted = replay.parse_arguments(shlex.split(command.removeprefix(REPLAY)))
+        return logged == {name: str(value) for name, value in wanted.items()}
+    args, _ = train.parse_arguments([*shlex.split(command)[1:], "--run-name", name])
     defaults = vars(train.make_parser().parse_args([]))  # what a log from before a flag existed means
     return all(
         logged.get(argument, str(defaults[argument])) == str(value)
@@ -85,19 +160,21 @@ def logged_arguments(text):
     logged = dict(re.findall(r"(\w+)=(.*?)(?= \w+=|$)", " ".join(lines.split())))
     if not logged:
         raise LookupError("no arguments")
-    # Logs from before two flags changed. The average is the same: its old decay was never reached in these runs.
-    if "ema_decay" in logged:
+    if "ema_decay" in logged:  # of a log from before --averaging-eta; this decay was never reached in these runs
         logged["averaging_eta"] = str(8.0 if float(logged.pop("ema_decay")) else 0.0)
-    if logged.pop("faults", None) == "[]" and logged["model"] not in (*SIZES, *SAME_WHEN_MENDED):
-        logged["model"] += "+mended"
     return logged
 
 
-def read_test(path):
-    """The test row of a run's CSV file as floats, with `train_seconds`. Raises LookupError where it is not there."""
+def read_accuracies(path):
+    """The accuracies of a run on all test pairs, in per cent, from its CSV file, and the seconds of its training.
+
+    Raises LookupError where they are not there.
+    """
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
+    if rows and "quantity" in rows[0]:  # of studies/replay.py
+        ours = {row["quantity"]: 100 * float(row["value"]) for row in rows}
+        return {name: ours[f"all_pairs_{name}"] for name in ACCURACIES}
     tests = [row for row in rows if row["split"] == "test"]
     scores = {name: 100 * float(tests[0][name]) for name in ACCURACIES}
-    scores["train_seconds"] = sum(float(row["seconds"]) for row in rows if row["split"] == "validation")
-    return scores
+    return scores | {"train_seconds": sum(float(row["seconds"]) for row in rows if row["split"] == "validation")}

@@ -1,16 +1,16 @@
 """Six networks from five published write-ups of this task, each with its recipe and its faults as switches.
 
-    python train.py --model two-branch-lenet             as it was published
-    python train.py --model two-branch-lenet+mended      without its faults
+    python -m studies.replay two-branch-lenet            as it was published: its own loop and its own counting
+    python train.py --model two-branch-lenet+mended      the network without its faults, in our loop
     python train.py --model base+no-nine                 our network with one of the faults
 
-They were found as public write-ups and are named here by what they are. What a write-up states is built as stated; what
-it leaves open is chosen here and said so in the class. All of them answer as `model.AddendNet` does, with K addends
-too, and run through the same data, the same loop and the same scores.
+They were found as public write-ups and are named here by what they are. What a write-up leaves open is fitted to its
+published log or chosen here, and DESIGNS says which. All of them answer as `model.AddendNet` does, with K addends too.
 """
 
 import functools
 import itertools
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -20,18 +20,16 @@ import model
 from data import ADDENDS, DIGITS, SUMS, Batches, draw_addends, generator_for
 from model import SIZES, TwoHeadNet, pair_up
 
-# The faults of the data and of the scores any network can have; those of the network are named by its class below.
+# The faults of the draws, which any network can have, and those of a network, which its class names below.
 FAULTS = {
-    "no-nine": "the addend is drawn from 0-8: a range whose end was taken to be part of it",
+    "no-nine": "the addend is drawn from 0-8, by a function that excludes its stop",
     "resample": "each step draws its batch from a fresh shuffle, so an epoch misses 37 % of the images",
     "shared-softmax": "one softmax over the 29 outputs of both heads, then cross-entropy on each head's part",
     "early-softmax": "softmax before a cross-entropy that applies it again",
     "argmax": "the sum is computed from the argmax of the digit's logits, which has no gradient",
     "raw-addend": "the addend goes in as one real number, not as one-hot",
-    "product": "joint accuracy is the product of the two accuracies, not a count",
-    "last-batch": "only the last batch of the test is counted",
-    "dropped-batch": "the smaller last batch of the test is not counted",
 }
+OF_THE_DRAWS = ("no-nine", "resample")
 
 
 def conv_relu(*channels, kernel=3):
@@ -49,7 +47,7 @@ def lenet_layers():
 
 
 class PublishedNet(TwoHeadNet):
-    """A published design; `own_faults` are those of FAULTS that are the network's, not of its draws or its scores."""
+    """A published design; `own_faults` are those of FAULTS that are the network's, not of its draws."""
 
     own_faults = ()
 
@@ -65,19 +63,22 @@ class TwoBranchLeNet(PublishedNet):
 
     71,573 parameters. As published, with "early-softmax", both heads end in a softmax; cross-entropy, which applies its
     own, then cannot fall under ln(e + 9) - 1 = 1.46115 and ln(e + 18) - 1 = 2.0310. Or, with "shared-softmax", one
-    softmax runs over all 29 outputs: the two heads then compete for one unit of probability, the digit takes it and the
-    sum is left with none. Left open: the activations (ReLU here).
+    softmax runs over all 29 outputs: the two heads then compete for one unit of probability, and one is left with none.
+    Left open: the activations after the fully connected layers (`activation`).
     """
 
     own_faults = ("shared-softmax", "early-softmax")
+    widths = (212, 212, 100)  # of the fully connected layers, the concatenation first
 
-    def __init__(self, faults=()):
+    def __init__(self, faults=(), activation="relu"):
         super().__init__()
         self.shared_softmax, self.early_softmax = "shared-softmax" in faults, "early-softmax" in faults
+        between = nn.ReLU if activation == "relu" else nn.Identity
         self.encoder = nn.Sequential(*lenet_layers())
-        self.addend_branch = nn.Sequential(nn.Linear(ADDENDS, 20), nn.ReLU())
-        self.fusion = nn.Sequential(nn.Linear(212, 212), nn.ReLU(), nn.Linear(212, 100), nn.ReLU())
-        self.heads = nn.Linear(100, DIGITS + SUMS)  # one layer of 29 is the same as two of 10 and 19
+        self.addend_branch = nn.Sequential(nn.Linear(ADDENDS, 20), between())
+        layers = [nn.Linear(width, out) for width, out in itertools.pairwise(self.widths)]
+        self.fusion = nn.Sequential(*(part for layer in layers for part in (layer, between())))
+        self.heads = nn.Linear(self.widths[-1], DIGITS + SUMS)  # one layer of 29 is the same as two of 10 and 19
 
     def forward(self, image, addend):
         features = pair_up(self.encoder(image), addend)
@@ -91,14 +92,18 @@ class TwoBranchLeNet(PublishedNet):
         return digit_outputs, sum_outputs
 
     def digit_probabilities(self, digit_outputs):
-        if self.shared_softmax or self.early_softmax:  # the softmax has been applied
-            return normalised(digit_outputs)
-        return super().digit_probabilities(digit_outputs)
+        applied = self.shared_softmax or self.early_softmax
+        return normalised(digit_outputs) if applied else super().digit_probabilities(digit_outputs)
 
     def sum_probabilities(self, sum_outputs):
-        if self.shared_softmax or self.early_softmax:
-            return normalised(sum_outputs)
-        return super().sum_probabilities(sum_outputs)
+        applied = self.shared_softmax or self.early_softmax
+        return normalised(sum_outputs) if applied else super().sum_probabilities(sum_outputs)
+
+
+class NarrowTwoBranchLeNet(TwoBranchLeNet):
+    """The same with the widths and activations that the notebook of its write-up has; 31,317 parameters."""
+
+    widths = (212, 100, 60)
 
 
 def normalised(shares):
@@ -109,14 +114,16 @@ def normalised(shares):
 class NarrowTrunkNet(PublishedNet):
     """A CNN encoder to 15 features, concatenated with the one-hot addend, a shared trunk of two layers, two heads.
 
-    Stated: 15 + 10 = 25 -> two linear layers -> 40 -> heads of 10 and 19. Left open: the encoder (here that of
-    TwoBranchLeNet and a linear layer), the width between the trunk's layers (40), the activations (ReLU).
+    Stated: 15 + 10 = 25 -> two linear layers -> 40 -> heads of 10 and 19, and a dropout of 0.1. Left open: the encoder
+    (here that of TwoBranchLeNet and a linear layer), where the dropout stands (here after each layer of the trunk), the
+    width between the trunk's layers (40), the activations (ReLU).
     """
 
-    def __init__(self, faults=()):
+    def __init__(self, faults=(), dropout=0.1, width=40):
         super().__init__()
         self.encoder = nn.Sequential(*lenet_layers(), nn.Linear(192, 15), nn.ReLU())
-        self.trunk = nn.Sequential(nn.Linear(15 + ADDENDS, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU())
+        first = [nn.Linear(15 + ADDENDS, width), nn.ReLU(), nn.Dropout(dropout)]
+        self.trunk = nn.Sequential(*first, nn.Linear(width, 40), nn.ReLU(), nn.Dropout(dropout))
         self.digit_head = nn.Linear(40, DIGITS)
         self.sum_head = nn.Linear(40, SUMS)
 
@@ -146,14 +153,15 @@ class ArgmaxRegressionNet(PublishedNet):
         self.adder = nn.Sequential(nn.Linear(width, 5), nn.Linear(5, 5), nn.Linear(5, 1))
 
     def forward(self, image, addend):
-        digit_logits = pair_up(self.encoder(image), addend)
+        digit_logits = pair_up(self.encoder(image).float(), addend)
         if self.argmax:
             expected = digit_logits.argmax(dim=-1, keepdim=True).float()
         else:
             digits = torch.arange(DIGITS, device=image.device, dtype=digit_logits.dtype)
             expected = (digit_logits.softmax(dim=-1) * digits).sum(dim=-1, keepdim=True)
         encoded = addend.unsqueeze(-1).float() if self.raw_addend else F.one_hot(addend, ADDENDS).float()
-        return digit_logits, self.adder(torch.cat([expected, encoded], dim=-1))  # [..., 10], [..., 1]
+        with torch.autocast(image.device.type, enabled=False):  # a sum in bfloat16 would be rounded
+            return digit_logits, self.adder(torch.cat([expected, encoded], dim=-1))  # [..., 10], [..., 1]
 
 
 class AveragePoolingNet(PublishedNet):
@@ -201,85 +209,138 @@ class PairBatchNorm(nn.Module):
         return self.norm(x.flatten(0, -2)).view_as(x)
 
 
-# The designs by name: the network, the faults it was published with, and its recipe in the words of train.py's flags.
-# All of them draw one addend an image, do not augment and do not average, unless it says so.
-PLAIN = dict(
-    addends_per_image=1, augment=0.0, averaging_eta=0.0, weight_decay=0.0, label_smoothing=0.0, schedule="constant"
+class Design(NamedTuple):
+    """A network, the faults it was published with, and its recipe for studies/replay.py, by origin of the values."""
+
+    network: type
+    faults: tuple
+    stated: dict  # by the write-up or its notebook
+    derived: dict  # from the figures of its log
+    fitted: dict  # to its log: the best of the tries in studies/plan.py
+    chosen: dict  # here, since nothing tells
+
+    @property
+    def recipe(self):
+        return COMMON | self.chosen | self.fitted | self.derived | self.stated
+
+
+# What holds where a design says nothing else.
+COMMON = dict(
+    images=60_000,  # trained on; the rest of the training images validates
+    schedule="constant",  # of the learning rate
+    momentum=0.0,  # of "sgd"
+    digit_weight=1.0,  # of the losses
+    sum_weight=1.0,
+    pixels="normalised",
+    precision="float32",  # of the training's forward pass
+    unlogged_epochs=0,  # of training before the log begins
+    tested_each_epoch=False,
+    averaged_from=0,  # epoch from which stochastic weight averaging runs; 0: none
 )
+D1 = dict(batch_size=64, digit_weight=0.35, sum_weight=0.15)  # (0.7 digit loss + 0.3 sum loss) / 2, 938 batches
 DESIGNS = {
-    "narrow-trunk": (
+    "narrow-trunk": Design(
         NarrowTrunkNet,
         (),
-        # the rate is stated, the optimiser and the batch are not
-        PLAIN | dict(epochs=10, batch_size=128, optimizer="plain-sgd", learning_rate=0.1),
+        stated=dict(learning_rate=0.1, dropout=0.1, epochs=10),
+        derived={},
+        fitted={},
+        chosen=dict(optimizer="sgd", batch_size=128),  # pictures only: there is no log to fit
     ),
-    "shared-softmax-lenet": (
+    "shared-softmax-lenet": Design(
         TwoBranchLeNet,
         ("no-nine", "shared-softmax"),
-        # "various learning rates and batch sizes"; the batch is derived
-        PLAIN | dict(epochs=20, batch_size=64, optimizer="adam", learning_rate=0.001),
+        stated=dict(epochs=20),
+        derived=D1 | dict(unlogged_epochs=1),  # the log begins with a network that is stuck already
+        fitted=dict(optimizer="adam", learning_rate=0.01),
+        chosen={},
     ),
-    "two-softmax-lenet": (
+    "two-softmax-lenet": Design(
         TwoBranchLeNet,
         ("no-nine", "early-softmax"),
-        PLAIN | dict(epochs=20, batch_size=64, optimizer="adam", learning_rate=0.001),
+        stated=dict(epochs=20),
+        derived=D1,
+        fitted=dict(optimizer="adam", learning_rate=0.001),
+        chosen={},
     ),
-    "argmax-regression": (
+    "argmax-regression": Design(
         ArgmaxRegressionNet,
         ("argmax", "raw-addend", "resample"),
-        # the optimiser and its rate are not stated
-        PLAIN | dict(epochs=10, batch_size=32, optimizer="adam", learning_rate=0.001),
+        stated=dict(epochs=10, batch_size=32, optimizer="sgd", momentum=0.9, learning_rate=0.001),
+        derived={},
+        fitted={},
+        chosen=dict(precision="bfloat16"),  # takes half the time
     ),
-    "average-pooling": (
+    "average-pooling": Design(
         AveragePoolingNet,
-        ("product", "dropped-batch"),
-        # the peak rate is what its learning rate finder suggested; the moving average stands for its weight averaging
-        PLAIN
-        | dict(
-            epochs=20, batch_size=128, optimizer="sgd", learning_rate=0.166, schedule="one-cycle", averaging_eta=8.0
-        ),
+        (),
+        stated=dict(epochs=20),
+        # of its 429 steps an epoch, its tests of 78 batches and its curve of the learning rate
+        derived=dict(images=55_000, batch_size=128, schedule="linear-cycle", learning_rate=0.166, averaged_from=15),
+        fitted=dict(optimizer="sgd", momentum=0.9),
+        chosen={},
     ),
-    "two-branch-lenet": (
-        TwoBranchLeNet,
-        ("early-softmax", "last-batch"),
-        # the optimiser and its rate are not stated; the epochs are those of its log
-        PLAIN | dict(epochs=29, batch_size=128, optimizer="adam", learning_rate=0.001),
+    "two-branch-lenet": Design(
+        NarrowTwoBranchLeNet,
+        ("no-nine", "early-softmax"),
+        stated=dict(
+            epochs=29, batch_size=128, optimizer="sgd", momentum=0.9, learning_rate=0.05, tested_each_epoch=True
+        ),
+        derived={},
+        fitted={},
+        chosen={},
     ),
 }
-SHARED_FAULTS = ("no-nine", "resample", "product", "last-batch", "dropped-batch")  # of the draws and the scores
+
+
+def training_recipe(design):
+    """The defaults of train.py that come nearest to the design's recipe: it has no stochastic weight averaging."""
+    recipe = DESIGNS[design].recipe
+    same = {name: recipe[name] for name in ("epochs", "batch_size", "learning_rate", "digit_weight", "sum_weight")}
+    optimizer = "plain-sgd" if recipe["optimizer"] == "sgd" and not recipe["momentum"] else recipe["optimizer"]
+    schedule = "constant" if recipe["schedule"] == "constant" else "one-cycle"
+    plain = dict(addends_per_image=1, augment=0.0, averaging_eta=0.0, weight_decay=0.0, label_smoothing=0.0)
+    return same | plain | dict(optimizer=optimizer, schedule=schedule)
+
+
+def parse_name(name):
+    """(base, faults) of NAME, NAME+mended or NAME+FAULT, where NAME is one of DESIGNS or of our own sizes.
+
+    Raises KeyError for an unknown name, ValueError for a fault that the network cannot have.
+    """
+    base, *faults = name.split("+")
+    own, published = ((), ()) if base in SIZES else (DESIGNS[base].network.own_faults, DESIGNS[base].faults)
+    faults = () if faults == ["mended"] else tuple(faults) or published
+    for fault in faults:
+        if fault not in (*OF_THE_DRAWS, *own):
+            able = ", ".join(["mended", *OF_THE_DRAWS, *own])
+            raise ValueError(f"the model {base} cannot have the fault {fault[:100]!r}; choose from {able}")
+    return base, faults
 
 
 def find_model(name):
-    """(make, recipe) of a published design, as `model.find_model` returns it for ours.
+    """(make, recipe) of a published design or of a size with a fault, as `model.find_model` returns it for ours.
 
-    A name is a design of DESIGNS, with the faults that it was published with; NAME+mended, without; or NAME+FAULT with
-    just these faults of FAULTS, where NAME may also be one of our own sizes. Raises KeyError for an unknown name,
-    ValueError for a fault that the network cannot have.
+    Raises KeyError and ValueError as `parse_name` does.
     """
-    name, *faults = name.split("+")
-    if name in SIZES:
-        own, (_, recipe) = (), model.find_model(name)
-    else:
-        network, published, recipe = DESIGNS[name]
-        own, faults = network.own_faults, faults or published
-    faults = () if list(faults) == ["mended"] else tuple(faults)
-    for fault in faults:
-        if fault not in (*SHARED_FAULTS, *own):
-            able = ", ".join(["mended", *SHARED_FAULTS, *own])
-            raise ValueError(f"the model {name} cannot have the fault {fault[:100]!r}; choose from {able}")
+    base, faults = parse_name(name)
 
     def make(addend_encoding="onehot", sum_encoding="onehot"):
-        if name in SIZES:
-            made = model.make_size(name, addend_encoding, sum_encoding)
+        if base in SIZES:
+            made = model.make_size(base, addend_encoding, sum_encoding)
         elif (addend_encoding, sum_encoding) == ("onehot", "onehot"):
-            made = network(faults)
+            made = DESIGNS[base].network(faults)
         else:
-            raise ValueError(f"the model {name} has its own encodings; leave --addend-encoding and --sum-encoding out")
+            raise ValueError(f"the model {base} has its own encodings; leave --addend-encoding and --sum-encoding out")
         made.Batches = functools.partial(FaultyBatches, faults)
-        made.extra_report = functools.partial(report, faults)
         return made
 
-    return make, recipe
+    return make, model.find_model(base)[1] if base in SIZES else training_recipe(base)
+
+
+def addends_drawn(faults):
+    """How many numbers from 0 are drawn as addends."""
+    return ADDENDS - 1 if "no-nine" in faults else ADDENDS
 
 
 class FaultyBatches(Batches):
@@ -290,8 +351,7 @@ class FaultyBatches(Batches):
         self.faults = faults
 
     def draw_addends(self, epoch):
-        addends = 9 if "no-nine" in self.faults else ADDENDS
-        return draw_addends(len(self.images), self.addends_per_image, self.seed, epoch, addends)
+        return draw_addends(len(self.images), self.addends_per_image, self.seed, epoch, addends_drawn(self.faults))
 
     def draw_order(self, epoch):
         """With "resample": the first batch of a fresh permutation, again and again."""
@@ -300,29 +360,3 @@ class FaultyBatches(Batches):
         count, generator = len(self.images), generator_for("order", self.seed, epoch)
         draws = [torch.randperm(count, generator=generator)[: self.batch_size] for _ in range(len(self))]
         return torch.cat(draws)[:count]
-
-
-def report(faults, digit_predictions, sum_predictions, digits, batch_size):
-    """What the write-up would have reported under its faults of counting, as lines of text; none where it counts all.
-
-    The predictions are those of `evaluate.predict_pairs`; as published, each image has one random addend.
-    """
-    addends = draw_addends(len(digits), 1, seed=0, epoch=0)
-    digit_right = digit_predictions.gather(1, addends).squeeze(1) == digits
-    sum_right = sum_predictions.gather(1, addends).squeeze(1) == digits + addends.squeeze(1)
-    last = len(digits) % batch_size or batch_size
-    lines = []
-    if "product" in faults:
-        product = digit_right.double().mean().item() * sum_right.double().mean().item()
-        lines.append(f"as published, digit times sum accuracy: {100 * product:.3f} %")
-    if "last-batch" in faults:
-        right = (
-            f"digit {int(digit_right[-last:].sum())}/{len(digits)}, sum {int(sum_right[-last:].sum())}/{len(digits)}"
-        )
-        lines.append(f"as published, right in the last batch of {last}: {right}")
-    if "dropped-batch" in faults and last < batch_size:
-        lines.append(
-            f"as published, without the last {last} images: digit {100 * digit_right[:-last].double().mean():.3f} %, "
-            f"sum {100 * sum_right[:-last].double().mean():.3f} %"
-        )
-    return lines

@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from studies.plan import SHARED, finished, plan
+from studies.plan import REPLAY, SHARED, finished, plan
 from studies.tables import PAGES, rewrite, tables
 from support import cli
 from support.files import lock, read_text, write_atomically
@@ -31,7 +31,7 @@ RECORDS = Path("logs") / "records"
 
 def run_all(runs, folder, jobs, extra):
     """Run what is not finished, `jobs` at a time, into `folder`. Raises UserError where a run fails."""
-    waiting = {name: flags for name, flags in runs.items() if not finished(folder, name, flags)}
+    waiting = {name: command for name, command in runs.items() if not finished(folder, name, command)}
     total, start, running = len(waiting), time.monotonic(), {}
     print(f"{len(runs) - total} of {len(runs)} runs are there, {total} to do", flush=True)
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
@@ -55,20 +55,23 @@ def run_all(runs, folder, jobs, extra):
             process.wait()
 
 
-def start_run(name, flags, folder, extra, environment):
+def start_run(name, command, folder, extra, environment):
     """Start or continue one run in a folder of its own."""
     work = folder / ".work" / name
     work.mkdir(parents=True, exist_ok=True)
     last = work / "logs" / f"{name}-last.pt"
+    words = shlex.split(command)
     if last.exists():
-        words = ["--resume", str(last)]
+        words = ["train.py", "--resume", str(last), "--out", str(work)]
     else:
         with lock(work):  # of a run that was stopped in its first epoch, not of one that still runs
             shutil.rmtree(work / "logs", ignore_errors=True)
-        words = shlex.split(f"{flags} --run-name {name}")
-    command = [sys.executable, str(ROOT / "train.py"), *words, "--out", str(work), *extra]
+        place = ["--name", name, "--out", str(work / "logs")]
+        words += place if command.startswith(REPLAY) else ["--run-name", name, "--out", str(work)]
     with open(work / "output.txt", "w") as output:
-        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        return subprocess.Popen(
+            [sys.executable, *words, *extra], stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT
+        )
 
 
 def keep(name, process, folder, jobs):
@@ -79,11 +82,17 @@ def keep(name, process, folder, jobs):
         raise cli.UserError(f"the run {name} failed: {said[-1]}")
     for ending in ("csv", "txt"):
         text = read_text(work / "logs" / f"{name}.{ending}")
-        text = text.replace(f" --out {shlex.quote(str(work))}", "").replace(f"{work}/", "")
+        for place in (work / "logs", work):
+            text = text.replace(f" --out {shlex.quote(str(place))}", "").replace(f"{place}/", "")
         if jobs > 1:
             text = text.replace("\n\n", f"\n{SHARED.format(jobs)}\n\n", 1)  # the header ends in an empty line
         write_atomically(folder / f"{name}.{ending}", text)
     shutil.rmtree(work)
+
+
+def is_quick(name):
+    """Whether --quick includes the run: the first seed, no tries and no ablations."""
+    return name.endswith("-s0") and "-try-" not in name and "-ablation-" not in name
 
 
 def main(argv=None):
@@ -100,8 +109,8 @@ def main(argv=None):
     runs, records = plan(), ROOT / RECORDS
     extra = ["--device", args.device, "--data-dir", args.data_dir]
     if args.quick:
-        few = "--epochs 1 --val-size 45000"  # trains on 15,000 images
-        runs = {name: f"{flags} {few}" for name, flags in runs.items() if name.endswith("-s0")}
+        few = {"train.py": "--epochs 1 --val-size 45000", "-m": "--epochs 1 --images 15000"}
+        runs = {name: f"{command} {few[command.split()[0]]}" for name, command in runs.items() if is_quick(name)}
         with tempfile.TemporaryDirectory() as folder:
             run_all(runs, Path(folder), args.jobs or os.cpu_count() or 1, extra)
             print("one epoch of 15,000 images each, whatever the column says:\n")
