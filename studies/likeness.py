@@ -13,7 +13,6 @@ from support.files import read_text
 
 PUBLISHED = Path(__file__).parent / "published_logs.csv"
 SECOND_LOG = " (second log)"  # of argmax-regression, whose two logs are of the same code
-EARLY = " (epoch {})"
 
 
 def read_figures(path):
@@ -61,20 +60,52 @@ def distance(design, run):
 
 
 def compare(design, runs):
-    """The published figures beside those of the runs, seed by seed.
+    """The published figures beside those of the runs, a run for each seed.
 
-    Returns (quantity, epoch, published, mean, deviation, within) of each figure that the runs have. `within`: the mean
-    lies within three standard deviations of the seeds, or, for a loss, within 1 %.
+    Returns (quantity, epoch, published, mean, deviation, within) of each figure that all runs have. `within`: the mean
+    lies within three standard deviations of the seeds of the published figure, or, for a loss, within 1 % of it.
     """
     rows = []
     for log in published_figures(design):
         for quantity, epochs in log.items():
             for epoch, value in epochs.items():
                 ours = [run[quantity][epoch] for run in runs if epoch in run.get(quantity, {})]
-                if len(ours) < 2:
+                if len(ours) < max(2, len(runs)):
                     continue
                 mean, deviation = statistics.mean(ours), statistics.stdev(ours)
-                loss = "loss" in quantity or quantity == "learning_rate"
-                near = loss and abs(mean - value) <= 0.01 * abs(value)
+                near = "loss" in quantity and abs(mean - value) <= 0.01 * abs(value)
                 rows.append((quantity, epoch, value, mean, deviation, near or abs(mean - value) <= 3 * deviation))
     return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
+
+
+def likeness_rows(design, runs):
+    """A row for each quantity: published and rebuilt in the first and in the last epoch, and how many are within."""
+    rows, compared = [], compare(design, runs)
+    for quantity in dict.fromkeys(row[0] for row in compared):
+        figures = [row for row in compared if row[0] == quantity]
+        first, last = figures[0], figures[-1]
+        cells = [f"{short(figure[2])} | {short(figure[3])} ± {short(figure[4])}" for figure in (first, last)]
+        within = sum(figure[5] for figure in figures)
+        rows.append([quantity.replace("_", " "), *" | ".join(cells).split(" | "), f"{within} of {len(figures)}"])
+    return rows
+
+
+def short(value):
+    """A figure with four digits at least, without an exponent."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def summary(compared):
+    """The line that says how many of the published figures are reproduced; `compared`: {design: rows of compare}."""
+    counted = {design: [row for row in rows if row[0] != "learning_rate"] for design, rows in compared.items() if rows}
+    within = {design: sum(row[5] for row in rows) for design, rows in counted.items()}
+    total, all_figures = sum(within.values()), sum(map(len, counted.values()))
+    parts = ", ".join(f"`{design}` {within[design]} of {len(rows)}" for design, rows in counted.items())
+    return (
+        f"**{total} of {all_figures} published figures are reproduced** within three standard deviations of the seeds, "
+        f"or within 1 % for a loss: {parts}."
+    )

@@ -19,18 +19,21 @@ FAULTLESS = tuple(name for name, design in DESIGNS.items() if not design.faults)
 # What a write-up leaves open is searched here: flags of studies.replay in place of the design's own recipe.
 TRIES = {
     "shared-softmax-lenet": (
-        *(f"--stop 2 --optimizer adam --lr {rate}" for rate in (0.001, 0.003, 0.01, 0.03)),
-        *(f"--stop 2 --optimizer sgd --momentum 0.9 --lr {rate}" for rate in (0.1, 0.3, 1.0)),
-        "--stop 2 --optimizer adam --lr 0.01 --pixels unit",
-        "--stop 2 --optimizer adam --lr 0.01 --activation none",
-        "--stop 2 --optimizer sgd --momentum 0.9 --lr 0.3 --pixels unit",
+        *(
+            f"--stop 2 --optimizer adam --momentum 0 --lr {rate} --activation relu"
+            for rate in (0.001, 0.003, 0.01, 0.03)
+        ),
+        *(f"--stop 2 --optimizer sgd --momentum 0.9 --lr {rate} --activation relu" for rate in (0.1, 0.3, 1.0)),
+        "--stop 2 --optimizer adam --momentum 0 --lr 0.01 --activation relu --pixels unit",
+        "--stop 2 --optimizer adam --momentum 0 --lr 0.01 --activation none",
+        "--stop 2 --optimizer sgd --momentum 0.9 --lr 0.3 --activation relu --pixels unit",
         "--stop 2 --optimizer sgd --momentum 0.9 --lr 0.3 --activation none",
     ),
     "two-softmax-lenet": (
-        *(f"--stop 4 --optimizer adam --lr {rate}" for rate in (0.001, 0.002, 0.003)),
-        *(f"--stop 4 --optimizer adam --lr {rate} --activation none" for rate in (0.001, 0.002, 0.003)),
-        "--stop 4 --optimizer adam --lr 0.002 --activation none --pixels unit",
-        "--stop 4 --optimizer sgd --momentum 0.9 --lr 0.1",
+        *(f"--stop 4 --optimizer adam --momentum 0 --lr {rate} --activation relu" for rate in (0.001, 0.002, 0.003)),
+        *(f"--stop 4 --optimizer adam --momentum 0 --lr {rate} --activation none" for rate in (0.001, 0.002, 0.003)),
+        "--stop 4 --optimizer adam --momentum 0 --lr 0.002 --activation none --pixels unit",
+        "--stop 4 --optimizer sgd --momentum 0.9 --lr 0.1 --activation relu",
         "--stop 4 --optimizer sgd --momentum 0.9 --lr 0.1 --activation none",
     ),
     "average-pooling": (

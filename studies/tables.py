@@ -3,34 +3,31 @@
 import json
 import re
 import statistics
+import textwrap
 
 import train
+from studies.likeness import compare, distance, likeness_rows, published_figures, read_replay, summary
 from studies.plan import (
+    ABLATIONS,
     ENCODINGS,
+    FAULTLESS,
     OURS,
     PRECISIONS,
-    SAME_WHEN_MENDED,
     SHARED,
-    SHORTENED,
     STUDY_EPOCHS,
+    TRIES,
     WEIGHTS,
+    ablation_name,
     finished,
-    read_test,
+    read_accuracies,
     study_name,
+    try_name,
     weight_flags,
 )
 from studies.published import DESIGNS
 from support.cli import UserError
 from support.files import read_text
 
-STATED = {
-    "narrow-trunk": "pictures only",
-    "shared-softmax-lenet": "training set: digit 9.7 %, sum about 1 %",
-    "two-softmax-lenet": "training set: digit 98.4 %, sum 37.3 %",
-    "argmax-regression": "training set: digit 99.225 %, sum 98.99 %",
-    "average-pooling": "test set: digit 99.319 %, sum 99.219 %, joint 98.551 % (a product)",
-    "two-branch-lenet": "test set: digit 15 to 16 of 10000, sum 1 to 11 of 10000",
-}
 HEADS = ("digit", "sum", "joint")
 SPEED = {  # table: sections of benchmark.py
     "loop": ("usual", "overhead", "scoring", "latency"),
@@ -42,7 +39,14 @@ SPEED = {  # table: sections of benchmark.py
 }
 PAGES = {  # page: the tables in it
     "README.md": ("results", "base-s0"),
-    "studies/README.md": ("published", "stated", "encodings", "weights"),
+    "studies/README.md": ("published", "encodings", "weights"),
+    "studies/published.md": (
+        "summary",
+        "settings",
+        "tries",
+        "ablations",
+        *(f"likeness-{name}" for name in DESIGNS if published_figures(name)),
+    ),
     "studies/speed.md": ("speed-machine", *(f"speed-{name}" for name in SPEED), "precisions"),
     "logs/README.md": ("index",),
 }
@@ -50,7 +54,7 @@ PAGES = {  # page: the tables in it
 
 def spread(folder, names, column, digits=2):
     """Mean ± standard deviation of a column over runs, as text; the mean alone of one run; a dash for none."""
-    values = [read_test(folder / f"{name}.csv")[column] for name in names]
+    values = [read_accuracies(folder / f"{name}.csv")[column] for name in names]
     if not values:
         return "–"
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
@@ -86,17 +90,19 @@ def tables(folder, runs):
         results.append([*row(size, f"`{size}`", parameters, epochs), seconds])
     for prefix, epochs in (("base", train.make_parser().get_default("epochs")), ("study-default", STUDY_EPOCHS)):
         published.append([*row(prefix, "`base`, ours", str(epochs)), ""])
-    for design, (_, _, recipe) in DESIGNS.items():
-        mended = "the same" if design in SAME_WHEN_MENDED else row(f"{design}-mended")[-1]
-        epochs = str(SHORTENED.get(design, recipe["epochs"]))
-        published.append([*row(f"{design}-published", f"`{design}`", epochs), mended])
+    for name, design in DESIGNS.items():
+        mended = "" if name in FAULTLESS else row(f"{name}-mended")[-1]
+        published.append([*row(f"{name}-published", f"`{name}`", str(design.recipe["epochs"])), mended])
     log = folder / "base-s0.txt"
     scores = ["seeds", "digit %", "sum %", "joint %"]
     return {
         "base-s0": f"```\n{without_arguments(read_text(log)) if log.exists() else '–'}```",
         "results": table(["network", "parameters", "epochs", *scores, "training, s"], results),
         "published": table(["design", "epochs", *scores, "mended: joint %"], published),
-        "stated": table(["design", "stated by its write-up"], [[f"`{name}`", text] for name, text in STATED.items()]),
+        **likeness(folder, seeds),
+        "settings": settings(),
+        "tries": tries(folder, there),
+        "ablations": ablations(row),
         **speed(folder / "benchmark-cpu.json"),
         "encodings": study_table("encoding", {label: row(study_name(flags)) for label, flags in ENCODINGS.items()}),
         "precisions": study_table("precision", {label: row(study_name(flags)) for label, flags in PRECISIONS.items()}),
@@ -105,6 +111,56 @@ def tables(folder, runs):
         ),
         "index": index(folder, there),
     }
+
+
+def likeness(folder, seeds):
+    """{name: Markdown}: the table of each design beside its published log, and the summary of all."""
+    made, compared = {}, {}
+    for design in filter(published_figures, DESIGNS):
+        runs = [read_replay(folder / f"{name}.csv") for name in seeds(f"{design}-published")]
+        compared[design] = compare(design, runs)
+        headings = ["quantity", "published, first", "rebuilt, first", "published, last", "rebuilt, last", "within"]
+        made[f"likeness-{design}"] = table(headings, likeness_rows(design, runs))
+    return made | {"summary": summary(compared)}
+
+
+def settings():
+    """The recipe of each design, by the origin of its values, as a list."""
+    lines = []
+    for name, design in DESIGNS.items():
+        lines.append(f"- `{name}`, {', '.join(design.faults) or 'no fault'}.")
+        for origin in ("stated", "derived", "fitted", "chosen"):
+            values = getattr(design, origin)
+            if values:
+                words = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
+                lines += textwrap.wrap(f"*{origin}:* {words}.", 116, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join(lines)
+
+
+def tries(folder, there):
+    """The table of the tries of each design, the nearest to its log first."""
+    rows = []
+    for design, flags_of_tries in TRIES.items():
+        found = []
+        for flags in flags_of_tries:
+            name = f"{try_name(design, flags)}-s0"
+            if name in there:
+                found.append((distance(design, read_replay(folder / f"{name}.csv")), flags))
+        for away, flags in sorted(found):
+            stop, changes = re.match(r"--stop (\d+) ?(.*)", flags).groups()
+            rows.append([f"`{design}`", changes.replace("--", "") or "as its recipe", stop, f"{100 * away:.2f}"])
+    return table(["design", "instead of its recipe", "epochs", "distance %"], rows)
+
+
+def ablations(row):
+    """The table of single changes to a design; `row` makes the cells of its accuracies."""
+    rows = []
+    for design, changes in ABLATIONS.items():
+        rows.append(row(f"{design}-published", f"`{design}`", "as its recipe"))
+        for change in changes:
+            words = f"with {change[1:]} alone" if change.startswith("+") else change
+            rows.append(row(ablation_name(design, change), "", words))
+    return table(["design", "change", "seeds", "digit %", "sum %", "joint %"], rows)
 
 
 def study_table(heading, rows):
