@@ -26,30 +26,66 @@ from support.files import write_atomically
 
 
 @torch.inference_mode()
+def pair_outputs(model, images, batch_size=500, device="cpu"):
+    """Raw outputs of a network for every image with every addend, in eval mode.
+
+    images [N, 1, 28, 28] uint8. Returns (digit_logits [N, 10, 10], sum_logits [N, 10, 19]) on the CPU; the second
+    dimension is the addend. The network is left in the mode, training or not, that it came in.
+    """
+    mode = model.training
+    model.eval()
+    all_addends = torch.arange(ADDENDS, device=device)
+    outputs = []
+    for batch in images.split(batch_size):
+        image = prepare(batch.to(device))
+        outputs.append(model(image, all_addends.expand(len(image), ADDENDS)))
+    model.train(mode)
+    digit_logits, sum_logits = (torch.cat(parts).cpu() for parts in zip(*outputs, strict=True))
+    return digit_logits, sum_logits
+
+
+def mean_probabilities(models, outputs):
+    """Probabilities (digit [N, 10, 10], sum [N, 10, 19]) from the `pair_outputs` of each network, as their mean."""
+    digit_probabilities = sum_probabilities = 0
+    for model, (digit_logits, sum_logits) in zip(models, outputs, strict=True):
+        digit_probabilities = digit_probabilities + model.digit_probabilities(digit_logits) / len(models)
+        sum_probabilities = sum_probabilities + model.sum_probabilities(sum_logits) / len(models)
+    return digit_probabilities, sum_probabilities
+
+
+def answers(models, outputs):
+    """The most probable digits and sums, (digit_predictions, sum_predictions), both [N, 10] int64."""
+    digit_probabilities, sum_probabilities = mean_probabilities(models, outputs)
+    return digit_probabilities.argmax(-1), sum_probabilities.argmax(-1)
+
+
 def predict_pairs(models, images, batch_size=500, device="cpu"):
     """Answers of a network, or of several as the mean of their probabilities, for every image with every addend.
 
     models: a list; images [N, 1, 28, 28] uint8. Returns (digit_predictions, sum_predictions), both [N, 10] int64 on
     the CPU; column a is the addend a. The networks are left in the mode, training or not, that they came in.
     """
-    modes = [model.training for model in models]
-    for model in models:
-        model.eval()
-    all_addends = torch.arange(ADDENDS, device=device)
-    predictions = []
-    for batch in images.split(batch_size):
-        image = prepare(batch.to(device))
-        addend = all_addends.expand(len(image), ADDENDS)
-        digit_probabilities = sum_probabilities = 0
-        for model in models:
-            digit_logits, sum_logits = model(image, addend)
-            digit_probabilities = digit_probabilities + model.digit_probabilities(digit_logits)
-            sum_probabilities = sum_probabilities + model.sum_probabilities(sum_logits)
-        predictions.append(torch.stack([digit_probabilities.argmax(-1), sum_probabilities.argmax(-1)]))
-    for model, mode in zip(models, modes, strict=True):
-        model.train(mode)
-    digit_predictions, sum_predictions = torch.cat(predictions, dim=1).cpu()
-    return digit_predictions, sum_predictions
+    return answers(models, [pair_outputs(model, images, batch_size, device) for model in models])
+
+
+def mean_losses(models, outputs, digits):
+    """{"digit_loss", "sum_loss"}: means over the N * 10 pairs, without label smoothing; None where not finite.
+
+    A network's losses are those that it was trained with: cross-entropy, in nats, unless its sum has another encoding.
+    Several networks have the cross-entropy of the mean of their probabilities.
+    """
+    digits = digits.cpu()
+    sums = digits.unsqueeze(1) + torch.arange(ADDENDS)
+    if len(models) == 1:
+        digit_logits, sum_logits = outputs[0]
+        losses = models[0].digit_loss(digit_logits, digits), models[0].sum_loss(sum_logits, sums)
+    else:
+        targets = [digits.unsqueeze(1).expand_as(sums), sums]
+        pairs = zip(mean_probabilities(models, outputs), targets, strict=True)
+        right = [probabilities.gather(-1, target.unsqueeze(-1)) for probabilities, target in pairs]
+        losses = [-share.clamp_min(torch.finfo(share.dtype).tiny).log().mean() for share in right]
+    values = [loss.item() if loss.isfinite() else None for loss in losses]
+    return dict(zip(("digit_loss", "sum_loss"), values, strict=True))
 
 
 def score(digit_predictions, sum_predictions, digits):
@@ -119,7 +155,7 @@ def load_model(path):
 
 
 def short_report(scores, dataset):
-    """The three accuracies in three aligned lines, each with the data set's name."""
+    """The three accuracies in three aligned lines and the losses in one, each with the data set's name."""
     lines = []
     for name in ("digit", "sum", "joint"):
         low, high = scores[f"{name}_interval"]
@@ -128,6 +164,8 @@ def short_report(scores, dataset):
             f"{scores[f'{name}_misses']:6,d} of {scores['pairs']:,d} wrong  "
             f"95 % interval {100 * low:.3f} to {100 * high:.3f} %"
         )
+    losses = [("-" if scores[f"{name}_loss"] is None else f"{scores[f'{name}_loss']:.4f}") for name in ("digit", "sum")]
+    lines.append(f"{dataset} test: {'losses':15s} digit {losses[0]}, sum {losses[1]}, without label smoothing")
     return "\n".join(lines)
 
 
@@ -165,7 +203,7 @@ def make_parser():
     add("--data-dir", default="data", metavar="FOLDER", help="where the data sets are")
     add("--device", choices=cli.DEVICES, default="auto", help="auto: CUDA, else MPS, else the CPU")
     add("--batch-size", type=cli.integer(1), default=500, help="images at a time, ten pairs each")
-    add("--json", metavar="FILE", help="write every score to this file too, as fractions")
+    add("--json", metavar="FILE", help="write every score to this file too, accuracies as fractions")
     return parser
 
 
@@ -182,7 +220,8 @@ def main(argv=None):
         raise cli.UserError(f"the checkpoints were trained on {' and '.join(datasets)}; choose with --dataset")
     images, digits, dataset = load_digits(args.dataset or datasets[0], args.data_dir, train=False)
     models = [model.to(device, memory_format=torch.channels_last) for model, _ in loaded]
-    scores = score(*predict_pairs(models, images, args.batch_size, device), digits)
+    outputs = [pair_outputs(model, images, args.batch_size, device) for model in models]
+    scores = score(*answers(models, outputs), digits) | mean_losses(models, outputs, digits)
 
     names = ", ".join(dict.fromkeys(state["args"]["model"] for _, state in loaded))
     ensemble = f", ensemble of {len(models)}" if len(models) > 1 else ""

@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from data import DATASETS, MEAN, STD, generator_for, load_digits, split_indices
-from evaluate import load_model, predict_pairs, score, short_report
+from evaluate import answers, load_model, mean_losses, pair_outputs, score, short_report
 from model import ADDEND_ENCODINGS, SIZES, SUM_ENCODINGS, build_model, find_model
 from support import cli, graphs, processes
 from support.checkpoint import ACCURACIES, PROGRESS, check_progress, check_tensors, copy_tensors, restore_optimizer
@@ -216,7 +216,8 @@ def train(args, state, device, files, argv):
         row |= {"learning_rate": optimizer.param_groups[0]["lr"]}
         row["digit_loss"], row["sum_loss"] = losses.double().mean(dim=0).tolist()
         if args.val_size:
-            scores = score(*predict(scored, val_images, device), val_digits)
+            scores = score_pairs(scored, val_images, val_digits, device)
+            row |= {"val_digit_loss": scores["digit_loss"], "val_sum_loss": scores["sum_loss"]}
             row |= {name: scores[name] for name in ACCURACIES}
         print(table_line(row), flush=True)
 
@@ -236,7 +237,7 @@ def train(args, state, device, files, argv):
     files.save_best(state)
     scored.load_state_dict(state["best"]["weights"])
     images, digits, _ = load_digits(dataset, args.data_dir, train=False)
-    scores = score(*predict(scored, images, device), digits)
+    scores = score_pairs(scored, images, digits, device)
     seconds = sum(row["seconds"] for row in state["history"])
     words = ["--ckpt", str(files.best), *cli.flags_of(make_parser(), args, ["data_dir"])]
     ending = [
@@ -252,11 +253,12 @@ def train(args, state, device, files, argv):
     files.write_log(state, ending, scores)
 
 
-def predict(model, images, device):
-    """`predict_pairs` with the images divided among the processes; every process gets all predictions."""
+def score_pairs(model, images, digits, device):
+    """The scores on every image with every addend, the images divided among the processes; the same in each."""
     processes.broadcast_buffers(model)
     mine = images[processes.rank() :: processes.world_size()]
-    return processes.all_gather(predict_pairs([model], mine, device=device))
+    outputs = processes.all_gather(pair_outputs(model, mine, device=device))
+    return score(*answers([model], [outputs]), digits) | mean_losses([model], [outputs], digits)
 
 
 def main(argv=None):

@@ -21,13 +21,15 @@ from pathlib import Path
 import torch
 
 from support import processes
-from support.checkpoint import ACCURACIES, CheckpointError, load_checkpoint, save_checkpoint
+from support.checkpoint import ACCURACIES, VAL_LOSSES, CheckpointError, load_checkpoint, save_checkpoint
 from support.cli import UserError, file_name
 from support.device import describe_device
 from support.files import lock, read_text, write_atomically
 
-HEADINGS = "epoch  rate at end  digit loss  sum loss  val digit %  val sum %  val joint %  seconds"
-COLUMNS = ("split", "epoch", "learning_rate", "digit_loss", "sum_loss", *ACCURACIES, "seconds")
+HEADINGS = (
+    "epoch  end rate  digit loss  sum loss  val digit loss  val sum loss  val digit %  val sum %  val joint %  seconds"
+)
+COLUMNS = ("split", "epoch", "learning_rate", "digit_loss", "sum_loss", *VAL_LOSSES, *ACCURACIES, "seconds")
 
 
 class RunFiles:
@@ -77,7 +79,10 @@ class RunFiles:
 
     def holds_epochs(self):
         """Whether the log holds an epoch; that of a run that ended before its first may be replaced."""
-        return self.text.exists() and not read_text(self.text).endswith(HEADINGS + "\n")
+        if not self.text.exists():
+            return False
+        lines = read_text(self.text).splitlines()
+        return not (lines and lines[-1].startswith("epoch ") and lines[-1].endswith("seconds"))
 
     def remove_leftovers(self):
         """Remove the temporary files that a killed run of this folder, which is locked, may have left."""
@@ -126,9 +131,10 @@ class RunFiles:
         write_atomically(self.text, "\n".join(lines) + "\n")
         rows = [{"split": "validation"} | row for row in state["history"]]
         if test_scores:
-            rows.append({"split": "test"} | test_scores)
+            losses = {"val_digit_loss": test_scores["digit_loss"], "val_sum_loss": test_scores["sum_loss"]}
+            rows.append({"split": "test"} | {name: test_scores[name] for name in ACCURACIES} | losses)
         text = io.StringIO()
-        table = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
         write_atomically(self.csv, text.getvalue())
@@ -201,11 +207,15 @@ def log_head(state):
 
 
 def table_line(row):
-    """One epoch as a line under HEADINGS."""
-    accuracies = [row.get(name) for name in ACCURACIES]
-    cells = [f"{'-':>9s}" if value is None else f"{100 * value:9.3f}" for value in accuracies]
-    losses = [f"{loss:.4f}" if loss < 1e5 else f"{loss:.1e}" for loss in (row["digit_loss"], row["sum_loss"])]
+    """One epoch as a line under HEADINGS, with dashes for what the epoch has not."""
+
+    def loss(name):
+        value = row.get(name)
+        return "-" if value is None else f"{value:.4f}" if value < 1e5 else f"{value:.1e}"
+
+    accuracies = ["-" if row.get(name) is None else f"{100 * row[name]:.3f}" for name in ACCURACIES]
     return (
-        f"{row['epoch']:5d}  {row['learning_rate']:11.6f}  {losses[0]:>10s}  {losses[1]:>8s}"
-        f"    {cells[0]}  {cells[1]}    {cells[2]}  {row['seconds']:7.1f}"
+        f"{row['epoch']:5d}  {row['learning_rate']:8.6f}  {loss('digit_loss'):>10s}  {loss('sum_loss'):>8s}"
+        f"  {loss('val_digit_loss'):>14s}  {loss('val_sum_loss'):>12s}"
+        f"  {accuracies[0]:>11s}  {accuracies[1]:>9s}  {accuracies[2]:>11s}  {row['seconds']:7.1f}"
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import evaluate
-from evaluate import interval, predict_pairs, score
+from evaluate import interval, mean_losses, pair_outputs, predict_pairs, score
 from model import build_model
 
 
@@ -97,6 +97,7 @@ def test_the_command_prints_and_writes_every_score(run, trained, tmp_path, small
     assert scores["pairs"] == 1500 and scores["dataset"] == "synthetic"
     assert scores["joint_accuracy"] == (1500 - scores["joint_misses"]) / 1500
     assert f"{100 * scores['joint_accuracy']:.3f} %" in out
+    assert f"losses          digit {scores['digit_loss']:.4f}, sum {scores['sum_loss']:.4f}" in out
     again = run(evaluate, "--ckpt", trained / "best.pt", "--data-dir", small_dir)
     assert again[1] == out
 
@@ -113,3 +114,30 @@ def test_a_checkpoint_can_be_named_without_the_flag(run, trained, small_dir):
     plain = run(evaluate, best, "--data-dir", small_dir)
     assert plain[0] == 0 and plain == run(evaluate, "--ckpt", best, "--data-dir", small_dir)
     assert "ensemble of 2" in run(evaluate, best, best, "--data-dir", small_dir)[1]
+
+
+def test_the_losses_are_plain_cross_entropy_over_all_pairs(small):
+    torch.manual_seed(0)
+    model, (images, digits) = build_model("tiny").eval(), (small[0][:70], small[1][:70])
+    with torch.no_grad():
+        digit_logits, sum_logits = model(evaluate.prepare(images), torch.arange(10).expand(70, 10))
+    sums = digits.unsqueeze(1) + torch.arange(10)
+    outputs = pair_outputs(model, images, batch_size=32)
+    losses = mean_losses([model], [outputs], digits)
+    wanted = -digit_logits.log_softmax(-1)[range(70), :, digits].mean().item()
+    assert losses["digit_loss"] == pytest.approx(wanted)
+    wanted = -sum_logits.log_softmax(-1).gather(-1, sums.unsqueeze(-1)).mean().item()
+    assert losses["sum_loss"] == pytest.approx(wanted)
+    # that of an ensemble is of the mean probabilities: of copies, that of one
+    assert mean_losses([model] * 3, [outputs] * 3, digits) == pytest.approx(losses)
+    blind = [torch.zeros_like(logits) for logits in outputs]
+    assert mean_losses([model], [blind], digits) == pytest.approx({"digit_loss": 2.302585, "sum_loss": 2.944439})
+    broken = [logits * float("nan") for logits in outputs]
+    assert mean_losses([model], [broken], digits) == {"digit_loss": None, "sum_loss": None}
+
+
+def test_the_losses_are_those_of_the_encoding(small):
+    model = build_model("tiny", sum_encoding="scalar")
+    outputs = [torch.zeros(5, 10, 10), torch.full((5, 10, 1), 3.0)]
+    losses = mean_losses([model], [outputs], torch.zeros(5, dtype=torch.int64))
+    assert losses["sum_loss"] == pytest.approx(sum((3 - addend) ** 2 for addend in range(10)) / 10)

@@ -66,6 +66,9 @@ FORGERIES = {
         lambda state: state["history"][0].update(seconds=10**400),  # too large for a float
         lambda state: state["history"][0].update(epoch=7),
         lambda state: state["history"][1].pop("joint_accuracy"),
+        lambda state: state["history"][1].pop("val_sum_loss"),
+        lambda state: state["history"][1].update(val_sum_loss="low"),
+        lambda state: state["history"][1].update(sum_loss=None),
         lambda state: state.update(history={"epoch": 1}),
     ],
     "best": [

@@ -8,7 +8,7 @@ import torch
 
 import evaluate
 import train
-from data import Batches
+from data import Batches, load_digits, split_indices
 from support.checkpoint import load_checkpoint
 from support.optim import PolynomialAverage, learning_rate_at
 from support.runlog import HEADINGS
@@ -50,6 +50,27 @@ def test_the_log_is_plain_aligned_and_repeatable(trained):
     rows = list(csv.DictReader((trained / "logs" / "run.csv").open()))
     assert [row["split"] for row in rows] == ["validation", "validation", "test"]
     assert f"{100 * float(rows[0]['joint_accuracy']):.3f}" in table[1]
+
+
+def test_the_losses_of_validation_and_test_are_in_the_log(trained, small, small_dir):
+    """Those of the weights that are scored; a test row has no training loss."""
+    rows = list(csv.DictReader((trained / "logs" / "run.csv").open()))
+    lines = (trained / "logs" / "run.txt").read_text().splitlines()
+    for row, line in zip(rows[:2], lines[lines.index(HEADINGS) + 1 :], strict=False):
+        names = ("digit_loss", "sum_loss", "val_digit_loss", "val_sum_loss")
+        assert line.split()[2:6] == [f"{float(row[name]):.4f}" for name in names]
+    model, _ = evaluate.load_model(trained / "best.pt")
+    epoch = load_checkpoint(trained / "best.pt")["epoch"]
+    _, validation = split_indices(700, 100)
+    test = load_digits("synthetic", small_dir, train=False)
+    for row, images, digits in (
+        (rows[epoch - 1], small[0][validation], small[1][validation]),
+        (rows[2], *test[:2]),
+    ):
+        losses = evaluate.mean_losses([model], [evaluate.pair_outputs(model, images)], digits)
+        assert float(row["val_digit_loss"]) == pytest.approx(losses["digit_loss"], rel=1e-5)
+        assert float(row["val_sum_loss"]) == pytest.approx(losses["sum_loss"], rel=1e-5)
+    assert rows[2]["digit_loss"] == rows[2]["sum_loss"] == ""
 
 
 def test_best_is_the_epoch_with_the_best_validation(trained):
