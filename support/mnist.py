@@ -17,24 +17,16 @@ MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.go
 ATTEMPTS = 2  # rounds over the mirrors
 SILENCE_LIMIT = 20.0  # seconds that a mirror may send nothing
 FILE_LIMIT = 600.0  # seconds that one file may take
-# name: (bytes and MD5 of the .gz, as torchvision checks it; bytes and MD5 of the unpacked file)
+# name: (bytes, MD5), of the archives as torchvision checks them
 MNIST_FILES = {
-    "train-images-idx3-ubyte": (
-        (9912422, "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
-        (47040016, "6bbc9ace898e44ae57da46a324031adb"),
-    ),
-    "train-labels-idx1-ubyte": (
-        (28881, "d53e105ee54ea40749a09fcbcd1e9432"),
-        (60008, "a25bea736e30d166cdddb491f175f624"),
-    ),
-    "t10k-images-idx3-ubyte": (
-        (1648877, "9fb629c4189551a2d022fa330f9573f3"),
-        (7840016, "2646ac647ad5339dbf082846283269ea"),
-    ),
-    "t10k-labels-idx1-ubyte": (
-        (4542, "ec29112dd5afa0611ce80d1b7f02629c"),
-        (10008, "27ae3e4e09519cfbb04c329615203637"),
-    ),
+    "train-images-idx3-ubyte": (47040016, "6bbc9ace898e44ae57da46a324031adb"),
+    "train-labels-idx1-ubyte": (60008, "a25bea736e30d166cdddb491f175f624"),
+    "t10k-images-idx3-ubyte": (7840016, "2646ac647ad5339dbf082846283269ea"),
+    "t10k-labels-idx1-ubyte": (10008, "27ae3e4e09519cfbb04c329615203637"),
+    "train-images-idx3-ubyte.gz": (9912422, "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+    "train-labels-idx1-ubyte.gz": (28881, "d53e105ee54ea40749a09fcbcd1e9432"),
+    "t10k-images-idx3-ubyte.gz": (1648877, "9fb629c4189551a2d022fa330f9573f3"),
+    "t10k-labels-idx1-ubyte.gz": (4542, "ec29112dd5afa0611ce80d1b7f02629c"),
 }
 
 
@@ -51,34 +43,33 @@ def load_mnist(data_dir, train):
     if (Path(data_dir) / "MNIST" / "processed").exists():
         raise DataError(f"{data_dir}/MNIST/processed is an old cache that torchvision would read instead; remove it")
     folder = Path(data_dir) / "MNIST" / "raw"
-    for name in MNIST_FILES:
+    for path in [folder / name for name in MNIST_FILES if not name.endswith(".gz")]:
         # Before training the test files too, not to fail at the end of it. torchvision wants to see all four always.
-        if train or name.startswith("t10k") or not (folder / name).exists():
-            ensure_mnist_file(folder, name)
+        if train or path.name.startswith("t10k") or not path.exists():
+            ensure_mnist_file(path)
     from torchvision.datasets import MNIST  # here, since it takes as long to import as torch itself
 
     mnist = MNIST(data_dir, train=train, download=False)
     return mnist.data.unsqueeze(1), mnist.targets
 
 
-def ensure_mnist_file(folder, name):
-    """Make sure that the unpacked `folder/name` is MNIST's: check it, else unpack `name.gz`, else download that."""
-    packed, unpacked = MNIST_FILES[name]
-    if matches(folder / name, unpacked):
+def ensure_mnist_file(path):
+    """Make sure that the unpacked file at `path` is MNIST's: check it, else unpack its .gz, else download that."""
+    if matches(path):
         return
-    archive = folder / f"{name}.gz"
-    if matches(archive, packed):
+    archive = path.with_name(f"{path.name}.gz")
+    if matches(archive):
         content = archive.read_bytes()
     else:
-        content = download(archive, packed, damaged=[file for file in (folder / name, archive) if file.exists()])
-        folder.mkdir(parents=True, exist_ok=True)
+        content = download(archive, damaged=[file for file in (path, archive) if file.exists()])
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(archive, content)
-    write_atomically(folder / name, gzip.decompress(content))
+    write_atomically(path, gzip.decompress(content))
 
 
-def matches(path, size_and_md5):
-    """Whether the file is there with this (size, MD5)."""
-    size, md5 = size_and_md5
+def matches(path):
+    """Whether there is a file of the size and MD5 that MNIST's file of this name has."""
+    size, md5 = MNIST_FILES[path.name]
     return path.is_file() and path.stat().st_size == size and md5_of(path.read_bytes()) == md5
 
 
@@ -87,19 +78,19 @@ def md5_of(content):
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-def download(path, size_and_md5, damaged=()):
+def download(path, damaged=()):
     """The bytes of MNIST's file that belongs at `path`, from the first mirror that serves it whole.
 
     Raises MissingDataError, or DataError naming the first of the `damaged` files that the download was to replace.
     """
-    size, md5 = size_and_md5
-    name, problem = path.name, ""
+    size, md5 = MNIST_FILES[path.name]
+    problem = ""
     for mirror in MIRRORS * ATTEMPTS:
-        print(f"downloading {mirror}{name}", file=sys.stderr)
+        print(f"downloading {mirror}{path.name}", file=sys.stderr)
         deadline = time.monotonic() + FILE_LIMIT
         content = io.BytesIO()
         try:
-            with urllib.request.urlopen(mirror + name, timeout=SILENCE_LIMIT) as response:
+            with urllib.request.urlopen(mirror + path.name, timeout=SILENCE_LIMIT) as response:
                 while content.tell() <= size and (block := response.read1(1 << 16)):
                     content.write(block)
                     if time.monotonic() > deadline:
