@@ -12,7 +12,7 @@ CHANCE = 0.15  # the most frequent digit and the most frequent sum are right in 
 def refuse_single_images(model, batches):
     """Raise UserError where batch norm would be given the statistics of one image."""
     tail = len(batches.images) % batches.batch_size or batches.batch_size
-    smallest = min(tail, batches.batch_size) // processes.world_size()
+    smallest = tail // processes.world_size()
     if smallest < 2 and any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         raise UserError(
             f"--batch-size {batches.batch_size} gives batch norm a batch of one image"

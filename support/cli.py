@@ -160,10 +160,11 @@ def span(low, high):
 
 def flags_of(parser, args, names):
     """The flags that set the arguments `names` to what they are in `args`, as words; defaults are left out."""
-    actions = [action for action in parser._actions if action.dest in names]
-    changed = [action for action in actions if getattr(args, action.dest) != action.default]
-    values = [[] if action.nargs == 0 else [str(getattr(args, action.dest))] for action in changed]
-    return [word for action, value in zip(changed, values, strict=True) for word in (action.option_strings[0], *value)]
+    words = []
+    for action in parser._actions:
+        if action.dest in names and (value := getattr(args, action.dest)) != action.default:
+            words += [action.option_strings[0]] if action.nargs == 0 else [action.option_strings[0], str(value)]
+    return words
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -184,11 +185,11 @@ def continued_arguments(parser, argv, stored, machine, source):
         value = stored.get(action.dest)
         if action.dest not in expected or (value is False and action.nargs == 0):
             continue
-        if not isinstance(value, bool | int | float | str):
-            raise UserError(f"{source} holds a damaged argument {action.option_strings[0]}")
         try:
+            if not isinstance(value, bool | int | float | str):
+                raise ValueError
             words.append(action.option_strings[0] + ("" if value is True else f"={value}"))
-        except ValueError:  # an integer too long for Python to print
+        except ValueError:  # raised by Python too, where an integer is too long to print
             raise UserError(f"{source} holds a damaged argument {action.option_strings[0]}") from None
     try:
         args = parser.parse_args(words)

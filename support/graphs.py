@@ -4,8 +4,9 @@ Both are switched on by flags of `train.py`. Where unavailable, they return the 
 Neither changes the examples; the arithmetic differs by rounding.
 """
 
+import copy
+
 import torch
-import torch.nn as nn
 
 from support import processes
 
@@ -13,79 +14,55 @@ from support import processes
 def choose_network(args, model, batches):
     """(network, notes): what the training loop calls for `model`; notes on requested options that are unavailable."""
     network, notes = processes.data_parallel(model, batches.device), []
-    accelerators = {"--compile": compiled} if args.compile else {}
-    accelerators |= {"--cuda-graph": captured} if args.cuda_graph else {}
-    for flag, accelerator in accelerators.items():
+    for flag, requested in (("--compile", args.compile), ("--cuda-graph", args.cuda_graph)):
+        if not requested:
+            continue
         if processes.world_size() > 1:
             problem = "it is for a single process"
         elif network is not model:
             problem = "it does not combine with --compile"
         else:
-            network, problem = accelerate(accelerator, model, next(batches.epoch(0)), args.precision)
-        notes += [f"{flag} is unavailable, continuing without: {problem}"] if problem else []
+            network, problem = accelerate(flag, model, next(batches.epoch(0)), args.precision)
+        if problem:
+            notes.append(f"{flag} is unavailable, continuing without: {problem}")
     return network, notes
 
 
-class Wrapper(nn.Module):
-    """Calls `model`; its own `forward` can be replaced without touching the model's, which evaluation uses."""
+def accelerate(flag, model, batch, precision):
+    """`model` as --compile or --cuda-graph wants it, tried on `batch` = (image, addend, ...).
 
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
+    Returns (network, problem). `network` is called as `model` is; a batch of another shape, such as the smaller last
+    one, goes through `model` itself. Where it fails, `network` is `model` and `problem` the first line of the cause.
+    The trial leaves no trace in the model.
+    """
+    image, addend, *_ = batch
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.train()
+    problem = None
+    try:
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            fast = torch.compile(model, dynamic=False) if flag == "--compile" else captured(model, image, addend)
+            digit_logits, sum_logits = fast(image, addend)
+        (digit_logits.float().sum() + sum_logits.float().sum()).backward()
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # no compiler, no CUDA, an operation that cannot be captured: of many kinds
+        cause = getattr(error, "inner_exception", None) or error.__context__ or error
+        problem = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+    model.zero_grad()
+    model.load_state_dict(before)
 
-    def forward(self, image, addend):
-        return self.model(image, addend)
+    def network(new_image, new_addend):
+        return (fast if new_image.shape == image.shape else model)(new_image, new_addend)
 
-
-def compiled(model, image, addend):
-    """`model` through torch.compile, for these shapes alone."""
-    return torch.compile(model, dynamic=False)
+    return (model, problem) if problem else (network, None)
 
 
 def captured(model, image, addend):
     """`model` with its forward and its backward pass as CUDA graphs of these shapes: two launches a step."""
     if image.device.type != "cuda":
         raise RuntimeError("it needs --device cuda")
+    twin = copy.copy(model)  # has the same tensors; its forward is replaced, and not the model's, which evaluation uses
     # without the cache of weights in bfloat16: the graph would replay with those of its capture
     with torch.autocast("cuda", torch.bfloat16, enabled=torch.is_autocast_enabled("cuda"), cache_enabled=False):
-        return torch.cuda.make_graphed_callables(Wrapper(model), (image, addend))
-
-
-def accelerate(accelerator, model, batch, precision):
-    """`model` through `accelerator` (`compiled` or `captured`), tried on `batch` = (image, addend, ...).
-
-    Returns (network, problem). `network` is called as `model` is; a batch of another shape, such as the smaller last
-    one, goes through `model` itself. Where the accelerator fails, `network` is `model` and `problem` the cause. The
-    trial leaves no trace in the model.
-    """
-    image, addend, *_ = batch
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    model.train()
-    try:
-        with torch.autocast(image.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            fast = accelerator(model, image, addend)
-            digit_logits, sum_logits = fast(image, addend)
-        (digit_logits.float().sum() + sum_logits.float().sum()).backward()
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # no compiler, no CUDA, an operation that cannot be captured: of many kinds
-        return restored(model, before), cause_of(error)
-    restored(model, before)
-
-    def network(new_image, new_addend):
-        return (fast if new_image.shape == image.shape else model)(new_image, new_addend)
-
-    return network, None
-
-
-def restored(model, weights):
-    """`model` with these weights and without gradients."""
-    model.zero_grad()
-    model.load_state_dict(weights)
-    return model
-
-
-def cause_of(error):
-    """The first line of what an error says, or of the error behind it."""
-    error = getattr(error, "inner_exception", None) or error.__context__ or error
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return torch.cuda.make_graphed_callables(twin, (image, addend))

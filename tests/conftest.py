@@ -1,4 +1,4 @@
-"""Fixtures: real MNIST where it lies in data/, and a small synthetic data set that trains in a second."""
+"""What the tests share: real MNIST where it lies in data/, a small synthetic data set that trains in a second, runs."""
 
 from pathlib import Path
 
@@ -6,9 +6,22 @@ import pytest
 import torch
 
 import train
+from data import Batches
 from support import cli, synthetic
 
 ROOT = Path(__file__).resolve().parent.parent
+FILES_OF_A_RUN = ["best.pt", "last.pt", "logs/run-best.pt", "logs/run-last.pt", "logs/run.csv", "logs/run.txt"]
+
+
+def contents(folder):
+    """{name: bytes} of every file below the folder, in the order of the names."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def same(first, second):
+    """Whether two dicts of tensors are equal to the bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +77,22 @@ def trained(small_flags, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     assert cli.run_script(train.main, [*small_flags, "--out", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """stop_after(n): the next runs are interrupted at the start of the epoch after n done ones; None: they are not."""
+    epochs = Batches.epoch
+
+    def set_stop(done):
+        def epoch(self, number):
+            if number == done:
+                raise KeyboardInterrupt
+            return epochs(self, number)
+
+        monkeypatch.setattr(Batches, "epoch", epoch)
+
+    return set_stop
 
 
 @pytest.fixture(autouse=True)

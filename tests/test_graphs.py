@@ -1,12 +1,14 @@
 """The accelerated network, as far as it runs without a GPU: a stand-in replaces the capture."""
 
-import argparse
+import copy
 
 import pytest
 import torch
 
 import data
 import train
+from conftest import same
+from model import build_model
 from support import graphs
 from support.checkpoint import load_checkpoint
 
@@ -29,7 +31,7 @@ def captured(monkeypatch):
         return module
 
     def captured(model, image, addend):
-        return make_graphed_callables(graphs.Wrapper(model), (image, addend))
+        return make_graphed_callables(copy.copy(model), (image, addend))
 
     monkeypatch.setattr(graphs, "captured", captured)
     return replays
@@ -40,26 +42,17 @@ def test_a_captured_network_trains_the_same(run, small_flags, trained, captured)
     status, _, err = run(train, *small_flags, "--cuda-graph")
     assert status == 0 and not err
     assert captured == [64] * (1 + 18)  # the trial, and 9 whole batches in each of two epochs
-    ours, plain = load_checkpoint("last.pt")["raw_weights"], load_checkpoint(trained / "last.pt")["raw_weights"]
-    assert all(torch.equal(ours[name], value) for name, value in plain.items())
+    assert same(load_checkpoint("last.pt")["raw_weights"], load_checkpoint(trained / "last.pt")["raw_weights"])
 
 
-def test_a_captured_run_continues_without(run, small_flags, captured, monkeypatch, trained):
-    epochs = data.Batches.epoch
-
-    def stop(self, epoch):
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return epochs(self, epoch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(data.Batches, "epoch", stop)
-        status, _, err = run(train, *small_flags, "--cuda-graph")
+def test_a_captured_run_continues_without(run, small_flags, captured, stop_after, trained):
+    stop_after(1)
+    status, _, err = run(train, *small_flags, "--cuda-graph")
     assert status == 130 and "--cuda-graph" in err
+    stop_after(None)
     assert run(train, "--resume", "last.pt", *small_flags)[0] == 0
     assert len(captured) == 1 + 9
-    ours, plain = load_checkpoint("last.pt")["raw_weights"], load_checkpoint(trained / "last.pt")["raw_weights"]
-    assert all(torch.equal(ours[name], value) for name, value in plain.items())
+    assert same(load_checkpoint("last.pt")["raw_weights"], load_checkpoint(trained / "last.pt")["raw_weights"])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -85,12 +78,11 @@ def test_unavailable_options_are_named_on_stderr_and_in_the_log(run, small_flags
     status, out, err = run(train, *small_flags, flag)
     assert status == 0 and err == f"WARNING: {flag} is unavailable, continuing without: {problem}\n"
     assert f"\nnote        {flag} is unavailable" in out
-    ours, plain = load_checkpoint("last.pt")["raw_weights"], load_checkpoint(trained / "last.pt")["raw_weights"]
-    assert all(torch.equal(ours[name], value) for name, value in plain.items())
+    assert same(load_checkpoint("last.pt")["raw_weights"], load_checkpoint(trained / "last.pt")["raw_weights"])
 
 
 def test_both_options_at_once_use_the_first(run, small_flags, captured, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda model, **_: graphs.Wrapper(model))
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
     status, _, err = run(train, *small_flags, "--cuda-graph", "--compile")
     assert status == 0 and "does not combine with --compile" in err and not captured
 
@@ -107,13 +99,12 @@ def test_compiling_is_tried_before_the_run_and_leaves_no_trace(small, monkeypatc
         return compiled
 
     monkeypatch.setattr(torch, "compile", compile_)
-    args = argparse.Namespace(**vars(train.parse_arguments(["--model", "tiny"])[0]))
-    model, _, _ = train.build(args, torch.device("cpu"))
+    model = build_model("tiny")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     batch, *_ = data.Batches(*small, 64, addends_per_image=3).epoch(0)
-    network, problem = graphs.accelerate(graphs.compiled, model, batch, "float32")
+    network, problem = graphs.accelerate("--compile", model, batch, "float32")
     assert problem is None and calls == [64]
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert same(model.state_dict(), before)
     assert all(parameter.grad is None for parameter in model.parameters())
     network(batch[0], batch[1])
     network(batch[0][:7], batch[1][:7])
