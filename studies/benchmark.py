@@ -14,7 +14,6 @@ more round comes first as a warm-up, except in `target`, `memory` and `several`
 and, with --quick, in `start` and `growth`.
 """
 
-import csv
 import functools
 import itertools
 import json
@@ -32,23 +31,11 @@ import torch
 from data import ADDENDS, DATASETS, load_digits, prepare, split_indices
 from evaluate import predict_pairs
 from model import build_model
-from studies import rivals
-from studies.measure import (
-    ROOT,
-    EndTraining,
-    Run,
-    Setting,
-    bare_steps,
-    from_a_process,
-    in_a_process,
-    in_turns,
-    joint_accuracy,
-    make_row,
-    now,
-    seconds_of,
-)
+from studies import measure, rivals
+from studies.measure import EndTraining, Run, in_turns, make_row, rate, seconds_of
 from studies.tables import speed_table
 from support import cli
+from support.checkpoint import load_checkpoint
 from support.device import choose_device, set_deterministic
 from support.files import write_atomically
 from support.runlog import environment
@@ -72,10 +59,11 @@ def usual(setting):
     """
     device, count = setting.device, len(setting.training[0])
 
-    def job(workers=None, memory_format=torch.channels_last):
-        run = Run("two-branch-lenet+mended", setting.training, device, memory_format, epochs=1)
-        if workers is None:
-            return lambda: count / run.seconds()
+    def network(memory_format=torch.channels_last):
+        return Run("two-branch-lenet+mended", setting.training, device, memory_format, epochs=1)
+
+    def usual_epoch(workers, memory_format):
+        run = network(memory_format)
         loader = torch.utils.data.DataLoader(
             rivals.UsualDigits(*setting.training),
             run.args.batch_size,
@@ -84,15 +72,16 @@ def usual(setting):
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,  # the warm-up round starts them
         )
-        epoch = functools.partial(rivals.usual_epoch, run.model, run.optimizer, loader, device, memory_format)
-        return lambda: count / seconds_of(epoch, device)
+        return lambda: rivals.usual_epoch(run.model, run.optimizer, loader, device, memory_format)
 
-    jobs = {"ours": job()}
-    for layout, memory_format in {"default": torch.contiguous_format, "channels_last": torch.channels_last}.items():
-        jobs |= {f"DataLoader, {n} workers, {layout} layout": job(n, memory_format) for n in (0, 2)}
+    jobs = {"ours": rate(count, network().train, device)}
+    layouts = {"default": torch.contiguous_format, "channels_last": torch.channels_last}
+    for layout, workers in itertools.product(layouts, (0, 2)):
+        epoch = usual_epoch(workers, layouts[layout])
+        jobs[f"DataLoader, {workers} workers, {layout} layout"] = rate(count, epoch, device)
     figures = in_turns(jobs, setting.repeats)
     for what in list(jobs)[1:]:
-        yield make_row("usual", what, "images/s", figures["ours"], figures[what])
+        yield make_row(what, "images/s", figures["ours"], figures[what])
 
 
 def overhead(setting):
@@ -106,16 +95,16 @@ def overhead(setting):
         """Seconds of (an epoch of ours, as many bare steps)."""
         batch, steps = next(run.batches.epoch(0)), len(run.batches)
         whole = len(training[0]) / run.args.batch_size  # steps, the smaller last batch as a fraction
-        spent, start = [0.0, 0.0], now(device)
+        spent, start = [0.0, 0.0], measure.now(device)
 
         def after_step(done):
             nonlocal start
             turn = (done - 1) % TURN + 1
             if turn == TURN or done == steps:
-                spent[0] += now(device) - start
-                bare = seconds_of(lambda: bare_steps(run, batch, turn), device)
+                spent[0] += measure.now(device) - start
+                bare = seconds_of(lambda: measure.bare_steps(run, batch, turn), device)
                 spent[1] += bare if done < steps else bare * (turn - steps + whole) / turn
-                start = now(device)
+                start = measure.now(device)
 
         run.train(after_step)
         return spent
@@ -128,7 +117,7 @@ def overhead(setting):
             run = Run(name, training, device, epochs=1, **change)
             both(run)  # warm-up
             ours, bare = zip(*(both(run) for _ in range(setting.repeats)), strict=True)
-            yield make_row("overhead", f"epoch of {name}, {what}", "s", ours, bare)
+            yield make_row(f"epoch of {name}, {what}", "s", ours, bare)
 
 
 def target(setting):
@@ -143,33 +132,31 @@ def target(setting):
     def reach(name, seed):
         run = Run(name, setting.training, device, seed=seed)
         steps = run.args.epochs * len(run.batches)
-        reached, seconds, start = [], 0.0, now(device)
+        reached, seconds, start = [], 0.0, measure.now(device)
 
         def after_step(done):
             nonlocal seconds, start
             if done % every and done < steps:
                 return
-            seconds += now(device) - start
-            joint = joint_accuracy(run.scored, *setting.validation, device)
+            seconds += measure.now(device) - start
+            joint = measure.joint_accuracy(run.scored, *setting.validation, device)
             while len(reached) < len(targets) and joint >= 100 * targets[len(reached)]:
-                reached.append((seconds, joint_accuracy(run.scored, *test, device)))
+                reached.append((seconds, measure.joint_accuracy(run.scored, *test, device)))
             if len(reached) == len(targets):
                 raise EndTraining
-            start = now(device)
+            start = measure.now(device)
 
         run.train(after_step)
         return reached
 
-    names, calls = ("base", "fast"), itertools.count()
-    # the two networks take turns and share the seed of a round
-    jobs = {name: lambda name=name: reach(name, next(calls) // len(names)) for name in names}
-    figures = in_turns(jobs, setting.repeats, warm_up=False)
-    for name, (index, goal) in itertools.product(names, enumerate(targets)):
+    jobs = {name: functools.partial(reach, name) for name in ("base", "fast")}
+    figures = in_turns(jobs, setting.repeats, warm_up=False, seeded=True)
+    for name, (index, goal) in itertools.product(jobs, enumerate(targets)):
         there = [reached[index] for reached in figures[name] if len(reached) > index]
         seeds = f", {len(there)} of {setting.repeats} seeds" if len(there) < setting.repeats else ""
         what = f"{name} to {100 * goal:.2f} %"
-        yield make_row("target", f"{what} validation joint{seeds}", "s", [seconds for seconds, _ in there])
-        yield make_row("target", f"{what}, test joint there{seeds}", "%", [joint for _, joint in there])
+        yield make_row(f"{what} validation joint{seeds}", "s", [seconds for seconds, _ in there])
+        yield make_row(f"{what}, test joint there{seeds}", "%", [joint for _, joint in there])
 
 
 def scoring(setting):
@@ -178,11 +165,11 @@ def scoring(setting):
     model, device = build_model("base").to(setting.device, memory_format=torch.channels_last), setting.device
     pairs = len(images) * ADDENDS
     jobs = {
-        "ours": lambda: pairs / seconds_of(lambda: predict_pairs([model], images, device=device), device),
-        "rival": lambda: pairs / seconds_of(lambda: rivals.predict_pair_by_pair(model, images, device), device),
+        "ours": rate(pairs, lambda: predict_pairs([model], images, device=device), device),
+        "rival": rate(pairs, lambda: rivals.predict_pair_by_pair(model, images, device), device),
     }
     figures = in_turns(jobs, setting.repeats)
-    yield make_row("scoring", "one CNN pass per image vs per pair", "pairs/s", figures["ours"], figures["rival"])
+    yield make_row("one CNN pass per image vs per pair", "pairs/s", figures["ours"], figures["rival"])
 
 
 def latency(setting):
@@ -203,23 +190,23 @@ def latency(setting):
     figures = in_turns(jobs, setting.repeats)
     for what, percent in (("median", 50), ("95th percentile", 95)):
         times_of_one = [times[len(times) * percent // 100] for times in figures[1]]
-        yield make_row("latency", f"one prediction, {what}", "ms", times_of_one)
+        yield make_row(f"one prediction, {what}", "ms", times_of_one)
     for n, rounds in figures.items():
         rates = [1000 * len(setting.first(n)[0]) / statistics.mean(times) for times in rounds]
-        yield make_row("latency", f"predictions, {n} at a time", "images/s", rates)
+        yield make_row(f"predictions, {n} at a time", "images/s", rates)
 
 
 def start(setting):
     """Seconds from the start of a process to the end of its first step, to the scripts' imports, to torch's."""
     torch_alone = "import json, time, torch; print(json.dumps({'imports': time.perf_counter()}))"
     jobs = {
-        "first step": lambda: in_a_process(setting, "base", steps=1)["first step"],
-        "scripts imported": lambda: in_a_process(setting)["imports"],
-        "torch imported": lambda: from_a_process(torch_alone)["imports"],
+        "first step": lambda: measure.in_a_process(setting, "base", steps=1)["first step"],
+        "scripts imported": lambda: measure.in_a_process(setting)["imports"],
+        "torch imported": lambda: measure.from_a_process(torch_alone)["imports"],
     }
     figures = in_turns(jobs, min(setting.repeats, 5), warm_up=not setting.quick)
     for ours, rival in itertools.combinations(jobs, 2):
-        yield make_row("start", f"process start to {ours} vs {rival}", "s", figures[ours], figures[rival])
+        yield make_row(f"process start to {ours} vs {rival}", "s", figures[ours], figures[rival])
 
 
 def memory(setting):
@@ -227,14 +214,14 @@ def memory(setting):
     jobs = {"imports": {}, "an epoch": dict(name="base")}
     if not setting.quick:
         jobs |= {f"20 steps, {times} x the images": dict(name="base", times=times, steps=20) for times in (1, 4, 16)}
-    jobs = {what: functools.partial(in_a_process, setting, **options) for what, options in jobs.items()}
+    jobs = {what: functools.partial(measure.in_a_process, setting, **options) for what, options in jobs.items()}
     figures = in_turns(jobs, 1 if setting.quick else 2, warm_up=False)
     peaks = {what: [taken["peak"] for taken in rounds] for what, rounds in figures.items()}
     for what in list(jobs)[1:]:
-        yield make_row("memory", f"peak of {what}, vs imports", "MiB", peaks[what], peaks["imports"])
+        yield make_row(f"peak of {what}, vs imports", "MiB", peaks[what], peaks["imports"])
         if setting.device.type == "cuda":
             on_cuda = [taken["peak on CUDA"] for taken in figures[what]]
-            yield make_row("memory", f"peak of {what}, on CUDA", "MiB", on_cuda)
+            yield make_row(f"peak of {what}, on CUDA", "MiB", on_cuda)
 
 
 def options(setting):
@@ -242,24 +229,21 @@ def options(setting):
     device, default = setting.device, torch.get_num_threads()
     training = setting.first(QUICK_IMAGES // 3 if setting.quick else 12_800)
 
-    def job(threads=default, **changes):
+    def job(**changes):
         run = Run("base", training, device, epochs=1, **changes)
-        if run.notes:
-            return None
+        return None if run.notes else run.seconds
 
-        def seconds():
-            torch.set_num_threads(threads)
-            taken = run.seconds()
-            torch.set_num_threads(default)
-            return taken
-
-        return seconds
+    def with_one_thread(seconds):
+        torch.set_num_threads(1)
+        taken = seconds()
+        torch.set_num_threads(default)
+        return taken
 
     choices = {
         "without channels_last": job(memory_format=torch.contiguous_format),
         "with bfloat16 autocast": job(precision="bfloat16"),
         "without the fused optimiser": job(fused=False),
-        "with 1 thread": job(threads=1),
+        "with 1 thread": functools.partial(with_one_thread, job()),
         "without augmentation": job(augment=0.0),
         "without averaging of the weights": job(averaging_eta=0.0),
         "with 1 addend per image": job(addends_per_image=1),
@@ -270,7 +254,7 @@ def options(setting):
     choices = {what: seconds for what, seconds in choices.items() if seconds}  # those available
     figures = in_turns({"default": job(), **choices}, setting.repeats)
     for what in choices:
-        yield make_row("options", what, "s", figures[what], figures["default"])
+        yield make_row(what, "s", figures[what], figures["default"])
 
 
 def growth(setting):
@@ -288,11 +272,11 @@ def growth(setting):
         def seconds():
             if times < 16:
                 return run.seconds()
-            counted, marks = len(run.batches) // times, [now(device)]
+            counted, marks = len(run.batches) // times, [measure.now(device)]
 
             def after_step(done):
                 if done in (1, 1 + counted):
-                    marks.append(now(device))
+                    marks.append(measure.now(device))
                 if done > counted:
                     raise EndTraining
 
@@ -314,11 +298,11 @@ def growth(setting):
         figures = in_turns(study, min(setting.repeats, 3), not setting.quick)
         first = figures[next(iter(study))]
         for label in study:
-            yield make_row("growth", f"epoch, {words.format(label)}", "s", figures[label], first)
+            yield make_row(f"epoch, {words.format(label)}", "s", figures[label], first)
         for small, large in itertools.pairwise(study):
             span = math.log(size_of(large) / size_of(small))
             exponents = [math.log(b / a) / span for a, b in zip(figures[small], figures[large], strict=True)]
-            yield make_row("growth", f"growth exponent in {what}, {small} to {large}", "exponent", exponents)
+            yield make_row(f"growth exponent in {what}, {small} to {large}", "exponent", exponents)
 
 
 def several(setting):
@@ -340,7 +324,7 @@ def several(setting):
             flags = f"--epochs {epochs} --val-size {held_out} --run-name several --device {device} --out".split()
             words = [*flags, folder, "--dataset", setting.dataset, "--data-dir", setting.data_dir]
             done = subprocess.run(
-                [sys.executable, *launcher, str(ROOT / "train.py"), *words],
+                [sys.executable, *launcher, str(measure.ROOT / "train.py"), *words],
                 env=os.environ | {"OMP_NUM_THREADS": str(threads)},
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -348,8 +332,7 @@ def several(setting):
             )
             if done.returncode:
                 raise cli.UserError(f"{world} processes failed: {' '.join(done.stderr.split())[-300:]}")
-            with open(Path(folder) / "logs" / "several.csv", newline="") as file:
-                return float(list(csv.DictReader(file))[epochs - 1]["seconds"])
+            return load_checkpoint(Path(folder) / "last.pt")["history"][-1]["seconds"]
 
     ours, others = [(world, 1) for world in worlds[1:]], {(1, 1): "one"}
     if device == "cpu" and not setting.quick:
@@ -357,7 +340,7 @@ def several(setting):
     jobs = {key: functools.partial(epoch, *key) for key in (*others, *ours)} if ours else {}
     figures = in_turns(jobs, 1 if setting.quick else min(setting.repeats, 3), warm_up=False)
     for key, (other, words) in itertools.product(ours, others.items()):
-        yield make_row("several", f"epoch in {key[0]} processes vs in {words}", "s", figures[key], figures[other])
+        yield make_row(f"epoch in {key[0]} processes vs in {words}", "s", figures[key], figures[other])
 
 
 def rival(setting):
@@ -373,7 +356,7 @@ def rival(setting):
 
     def ours(seed):
         run = Run("fast", training, device, seed=seed)
-        return run.seconds(), joint_accuracy(run.scored, *test, device)
+        return run.seconds(), measure.joint_accuracy(run.scored, *test, device)
 
     def theirs(seed, **options):
         recipe = rivals.FastestPublicRecipe(*training, device, seed=seed, **options)
@@ -385,15 +368,14 @@ def rival(setting):
         "channels_last, bfloat16": dict(memory_format=torch.channels_last, bfloat16=True),
     }
     jobs = {"ours": ours} | {name: functools.partial(theirs, **changes) for name, changes in options.items()}
-    calls = itertools.count()  # a round's jobs share its seed
-    turns = {name: lambda job=job: job(next(calls) // len(jobs)) for name, job in jobs.items()}
+    repeats = setting.repeats if setting.quick else max(SEEDS, setting.repeats)
     seconds, accuracy = {}, {}
-    for name, pairs in in_turns(turns, setting.repeats if setting.quick else max(SEEDS, setting.repeats)).items():
+    for name, pairs in in_turns(jobs, repeats, seeded=True).items():
         seconds[name], accuracy[name] = zip(*pairs, strict=True)
     for name in options:
-        yield make_row("rival", f"training vs public recipe, {name}", "s", seconds["ours"], seconds[name])
+        yield make_row(f"training vs public recipe, {name}", "s", seconds["ours"], seconds[name])
         what = f"test joint vs its test digit, {name}"
-        yield make_row("rival", what, "%", accuracy["ours"], accuracy[name], middle=statistics.mean)
+        yield make_row(what, "%", accuracy["ours"], accuracy[name], middle=statistics.mean)
 
 
 SECTIONS = (usual, overhead, target, scoring, latency, start, memory, options, growth, several, rival)
@@ -421,7 +403,7 @@ def main(argv=None):
         training, validation = training[:QUICK_IMAGES], validation[:500]
     halves = [(images[index], digits[index]) for index in (training, validation)]
     repeats = args.repeats or (1 if args.quick else 5)
-    setting = Setting(device, repeats, args.quick, dataset, args.data_dir, *halves)
+    setting = measure.Setting(device, repeats, args.quick, dataset, args.data_dir, *halves)
     header = environment(device) | {
         "data set": f"{dataset}: {len(training):,d} training images",
         "repeats": f"{repeats}{', --quick: few images, rough figures' if args.quick else ''}",
@@ -430,7 +412,8 @@ def main(argv=None):
     rows = []
     for name in [name for name in SECTIONS if not args.only or name in args.only]:
         begun = time.perf_counter()
-        rows += (measured := list(SECTIONS[name](setting)))
+        measured = [{"section": name} | row for row in SECTIONS[name](setting)]
+        rows += measured
         print(f"{name}, measured in {time.perf_counter() - begun:.0f} s\n\n{speed_table(measured)}\n", flush=True)
     if args.json:
         write_atomically(args.json, json.dumps(header | {"rows": rows}, indent=1) + "\n")

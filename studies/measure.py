@@ -5,6 +5,7 @@ No import here of torchvision, nor of a module that imports it: the processes th
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import json
 import re
@@ -60,21 +61,29 @@ def seconds_of(function, device):
     return now(device) - start
 
 
-def in_turns(jobs, repeats, warm_up=True):
-    """Call each of the jobs {name: function() -> figure} in turns; {name: [repeats] figures}."""
+def rate(count, function, device):
+    """A job for `in_turns`: `count` divided by the seconds of one call."""
+    return lambda: count / seconds_of(function, device)
+
+
+def in_turns(jobs, repeats, warm_up=True, seeded=False):
+    """Call each of the jobs {name: function() -> figure} in turns; {name: [repeats] figures}.
+
+    With `seeded` a job is called with a seed, the number of the round, which the jobs of a round share.
+    """
     figures = {name: [] for name in jobs}
-    for _ in range(repeats + warm_up):
+    for turn in range(repeats + warm_up):
         for name, job in jobs.items():
-            figures[name].append(job())
+            figures[name].append(job(turn) if seeded else job())
     return {name: taken[warm_up:] for name, taken in figures.items()}
 
 
-def make_row(section, what, unit, ours, rival=None, middle=statistics.median):
+def make_row(what, unit, ours, rival=None, middle=statistics.median):
     """One line of the table from the figures of ours and of the rival, one per round, in the order of the rounds.
 
     `ours` is empty for a target that no round reached; all figures are then None.
     """
-    row = {"section": section, "what": what, "unit": unit, "ours": middle(ours) if ours else None}
+    row = {"what": what, "unit": unit, "ours": middle(ours) if ours else None}
     row["rival"] = middle(rival) if rival else None
     row["ratio"] = row["ours"] / row["rival"] if rival else None
     turns = [mine / other for mine, other in zip(ours, rival, strict=True)] if rival else ours
@@ -89,22 +98,17 @@ class EndTraining(Exception):
     """Raised by a function that `Run.train` calls between steps, to end the training there."""
 
 
-class WatchedBatches:
+def watched(batches, after_step):
     """The same batches; `after_step(n)` is called after each step of the loop over them, with the steps so far."""
 
-    def __init__(self, batches, after_step):
-        self.batches, self.after_step, self.device = batches, after_step, batches.device
-
-    def __len__(self):
-        return len(self.batches)
-
-    def weight(self, step):
-        return self.batches.weight(step)
-
-    def epoch(self, epoch):
-        for step, batch in enumerate(self.batches.epoch(epoch), 1):
+    def epoch(number):
+        for step, batch in enumerate(batches.epoch(number), 1):
             yield batch
-            self.after_step(epoch * len(self) + step)
+            after_step(number * len(batches) + step)
+
+    twin = copy.copy(batches)
+    twin.epoch = epoch
+    return twin
 
 
 class Run:
@@ -122,7 +126,7 @@ class Run:
 
     def train(self, after_step=None):
         """Train all epochs, or until `after_step` raises EndTraining."""
-        batches = WatchedBatches(self.batches, after_step) if after_step else self.batches
+        batches = watched(self.batches, after_step) if after_step else self.batches
         with contextlib.suppress(EndTraining):
             for epoch in range(self.args.epochs):
                 train.train_epoch(self.args, self.model, self.network, self.optimizer, self.averaged, batches, epoch)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import data
+from conftest import same
 from evaluate import predict_pairs, score
 from model import build_model
 from studies import benchmark, measure, rivals
@@ -40,9 +41,9 @@ def setting(small_dir, training):
 def test_every_row_has_figures_and_json_says_the_same_as_the_table(run, flags, monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "QUICK_IMAGES", 400)
     monkeypatch.setattr(benchmark, "QUICK_TARGETS", (0.01, 0.02))
-    monkeypatch.setattr(benchmark, "in_a_process", lambda *_, **__: CHILD)
-    monkeypatch.setattr(benchmark, "from_a_process", lambda program: {"imports": 1.0})
-    monkeypatch.setitem(benchmark.SECTIONS, "several", lambda setting: [measure.make_row("several", "", "s", [1.0])])
+    monkeypatch.setattr(measure, "in_a_process", lambda *_, **__: CHILD)
+    monkeypatch.setattr(measure, "from_a_process", lambda program: {"imports": 1.0})
+    monkeypatch.setitem(benchmark.SECTIONS, "several", lambda setting: [measure.make_row("", "s", [1.0])])
     status, out, _ = run(benchmark, *flags, "--json", "table.json")
     assert status == 0
     record = json.loads((tmp_path / "table.json").read_text())
@@ -60,16 +61,7 @@ def test_every_row_has_figures_and_json_says_the_same_as_the_table(run, flags, m
         if row["unit"] not in ("exponent", "%"):
             assert min(figures) > 0, row
     whats = "\n".join(row["what"] for row in rows)
-    for word in (
-        "2 workers",
-        "its defaults",
-        "base to",
-        "fast to",
-        "512 at a time",
-        "16 x",
-        "bfloat16",
-        "as published",
-    ):
+    for word in ("2 workers", "its defaults", "base to", "fast to", "512 at", "16 x", "bfloat16", "as published"):
         assert word in whats
     assert all(f"size {name}" in whats for name in ("tiny", "base", "large"))
 
@@ -81,17 +73,10 @@ def test_only_measures_what_is_asked_for(run, flags):
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [
-        ["--only", "everything"],
-        ["--repeats", "0"],
-        ["--rep", "3"],
-        ["--device", "tpu"],
-        ["--json", "no/such/folder/table.json"],
-    ],
+    "wrong", ["--only everything", "--repeats 0", "--rep 3", "--device tpu", "--json no/such.json"]
 )
 def test_a_wrong_flag_is_one_line_and_status_2(run, flags, wrong):
-    status, out, err = run(benchmark, *flags, *wrong)
+    status, out, err = run(benchmark, *flags, *wrong.split())
     assert status == 2 and not out and len(err.splitlines()) == 1 and "benchmark.py: error: " in err
 
 
@@ -99,38 +84,24 @@ def test_it_measures_the_training_of_train_py(trained, training):
     run = measure.Run("tiny", training, CPU, epochs=2, batch_size=64)
     run.seconds()
     state = load_checkpoint(trained / "last.pt")
-    for name, weights in run.model.state_dict().items():
-        assert torch.equal(weights, state["raw_weights"][name]), name
-    for name, weights in run.scored.state_dict().items():
-        assert torch.equal(weights, state["weights"][name]), name
+    assert same(run.model.state_dict(), state["raw_weights"]) and same(run.scored.state_dict(), state["weights"])
 
 
-class PlainBatches:
+class PlainBatches(data.Batches):
     """The same epochs through the ordinary map-style data set and a `DataLoader`."""
 
-    def __init__(self, batches):
-        self.batches, self.device = batches, batches.device
-        self.dataset = data.RandomAddendDataset(
-            batches.images, batches.digits, batches.seed, batches.addends_per_image, batches.augment
-        )
-
-    def __len__(self):
-        return len(self.batches)
-
-    def weight(self, step):
-        return self.batches.weight(step)
-
     def epoch(self, epoch):
-        self.dataset.set_epoch(epoch)
-        order = data.draw_order(len(self.dataset), self.batches.seed, epoch).tolist()
-        return torch.utils.data.DataLoader(self.dataset, self.batches.batch_size, sampler=order)
+        dataset = data.RandomAddendDataset(self.images, self.digits, self.seed, self.addends_per_image, self.augment)
+        dataset.set_epoch(epoch)
+        order = data.draw_order(len(dataset), self.seed, epoch).tolist()
+        return torch.utils.data.DataLoader(dataset, self.batch_size, sampler=order)
 
 
 @pytest.mark.parametrize("name", ["tiny", "fast"])
 def test_fast_batches_teach_the_same_as_the_plain_way(training, small, name):
     changes = dict(epochs=6, batch_size=64, learning_rate=0.02, averaging_eta=0.0, precision="float32")
     runs = [measure.Run(name, training, CPU, **changes) for _ in range(2)]
-    runs[1].batches = PlainBatches(runs[1].batches)
+    runs[1].batches.__class__ = PlainBatches
     for run in runs:
         run.seconds()
     accuracies = [score(*predict_pairs([run.model], small[0]), small[1])["joint_accuracy"] for run in runs]
@@ -168,26 +139,21 @@ def test_the_usual_loop_runs_in_both_memory_layouts(setting, monkeypatch):
     assert len(whats) == 4 and sum("channels_last" in what for what in whats) == 2
 
 
-def test_a_measured_process_reports_its_own_peak_of_memory(setting):
-    """On Linux the ru_maxrss of a child starts at the peak of its parent."""
+def test_a_measured_process_trains_and_reports_its_own_times_and_peak_of_memory(setting, monkeypatch):
+    """On Linux the ru_maxrss of a child starts at the peak of its parent. No torchvision, as in train.py."""
     ballast = torch.ones(150 * 2**20)  # 600 MiB
-    ours, theirs = measure.peak_memory(), measure.in_a_process(setting)["peak"]
-    assert ours > ballast.nbytes / 2**20 + 100 and 50 < theirs < ours - 400
-
-
-def test_a_measured_process_trains_and_says_when(setting):
+    plain = measure.from_a_process
+    check = "import sys; assert 'torchvision' not in sys.modules"
+    monkeypatch.setattr(measure, "from_a_process", lambda program: plain(f"{program}; {check}"))
     measured = measure.in_a_process(setting, "tiny", times=2, steps=3)
     assert 0 < measured["imports"] < measured["first step"] < 300 and measured["peak on CUDA"] == 0
-
-
-def test_the_measured_imports_are_those_of_train_py():
-    program = "import json, sys; from studies import measure; print(json.dumps({'peak': 'torchvision' in sys.modules}))"
-    assert measure.from_a_process(program) == {"peak": False}
+    assert measure.peak_memory() > ballast.nbytes / 2**20 + 100
+    assert 50 < measured["peak"] < measure.peak_memory() - 400
 
 
 def test_the_start_is_compared_with_the_imports_of_the_scripts_and_of_torch(setting, monkeypatch):
-    monkeypatch.setattr(benchmark, "in_a_process", lambda *_, **__: CHILD)
-    monkeypatch.setattr(benchmark, "from_a_process", lambda program: {"imports": 1.0})
+    monkeypatch.setattr(measure, "in_a_process", lambda *_, **__: CHILD)
+    monkeypatch.setattr(measure, "from_a_process", lambda program: {"imports": 1.0})
     assert [(row["ours"], row["rival"]) for row in benchmark.start(setting)] == [(3.0, 2.0), (3.0, 1.0), (2.0, 1.0)]
 
 
@@ -213,8 +179,7 @@ def test_sixteen_times_the_images_are_timed_in_part_and_taken_in_proportion(sett
             clock[0] += 1
 
     monkeypatch.setattr(measure.train, "train_epoch", train_epoch)
-    for module in (benchmark, measure):
-        monkeypatch.setattr(module, "now", lambda device: clock[0])
+    monkeypatch.setattr(measure, "now", lambda device: clock[0])
     monkeypatch.setattr(benchmark, "in_turns", lambda given, *_: jobs.update(given) or {name: [1.0] for name in given})
     list(benchmark.growth(setting))
     assert jobs[16]() == 76 and clock[0] == 1 + 1 + 75 // 16
@@ -235,10 +200,9 @@ def test_overhead_and_target_do_not_count_what_happens_between_the_steps(setting
             spend(3)
 
     monkeypatch.setattr(measure.train, "train_epoch", train_epoch)
-    for module in (benchmark, measure):
-        monkeypatch.setattr(module, "now", lambda device: clock[0])
-    monkeypatch.setattr(benchmark, "bare_steps", lambda run, batch, steps: spend(2 * steps))
-    monkeypatch.setattr(benchmark, "joint_accuracy", lambda *_: spend(1000, next(accuracies)))
+    monkeypatch.setattr(measure, "now", lambda device: clock[0])
+    monkeypatch.setattr(measure, "bare_steps", lambda run, batch, steps: spend(2 * steps))
+    monkeypatch.setattr(measure, "joint_accuracy", lambda *_: spend(1000, next(accuracies)))
     for row in benchmark.overhead(setting):  # 600 images: 5 steps of 128, the last of 88
         assert (row["ours"], row["rival"]) == (15, pytest.approx(2 * 600 / 128))
     rows = list(benchmark.target(setting))
@@ -250,7 +214,7 @@ def test_overhead_and_target_do_not_count_what_happens_between_the_steps(setting
 
 
 def test_ratios_are_of_medians_and_the_spread_is_of_turns():
-    row = measure.make_row("s", "w", "s", [2.0, 3.0, 9.0], [4.0, 4.0, 3.0])
+    row = measure.make_row("w", "s", [2.0, 3.0, 9.0], [4.0, 4.0, 3.0])
     assert (row["ours"], row["rival"], row["ratio"], row["spread"]) == (3.0, 4.0, 0.75, [0.5, 3.0])
     calls = []
     figures = measure.in_turns({name: lambda name=name: calls.append(name) or 1.0 for name in "AB"}, repeats=2)
