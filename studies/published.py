@@ -252,7 +252,7 @@ DESIGNS = {
         ("no-nine", "shared-softmax"),
         stated=dict(epochs=20),
         derived=D1 | dict(unlogged_epochs=1),  # the log begins with a network that is stuck already
-        fitted=dict(optimizer="adam", momentum=0.0, learning_rate=0.01, activation="relu"),
+        fitted=dict(optimizer="sgd", momentum=0.9, learning_rate=0.3, activation="relu"),
         chosen={},
     ),
     "two-softmax-lenet": Design(

@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
 from data import MEAN, STD, generator_for, load_digits, prepare, split_indices
-from evaluate import predict_pairs, score, short_report
+from evaluate import answers, mean_losses, pair_outputs, score, short_report
 from studies.published import DESIGNS, FaultyBatches, addends_drawn, parse_name
 from support import cli
 from support.device import choose_device
@@ -159,7 +159,8 @@ def replay(recipe, training, test, device, say=print):
         generator = generator_for("test", seed)
         index = torch.cat([torch.randperm(len(index), generator=generator)[:size] for _ in index[::size]])
     figures = mean_of_batches("test", *score_batches(model, test[0][index], test[1][index], size, drawn(epochs)))
-    scores = score(*predict_pairs([model], test[0], device=device), test[1])
+    outputs = [pair_outputs(model, test[0], device=device)]
+    scores = score(*answers([model], outputs), test[1]) | mean_losses([model], outputs, test[1])
     figures |= {f"all_pairs_{head}_accuracy": scores[f"{head}_accuracy"] for head in ("digit", "sum", "joint")}
     return rows + [(last, *figure) for figure in figures.items()], scores
 

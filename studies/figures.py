@@ -1,0 +1,95 @@
+"""Draw each rebuilt design beside its published log.
+
+    python -m studies.figures          from logs/records/ to studies/DESIGN.svg
+
+The published log is a line with dots; the seeds of ours are a band from the lowest to the highest, with their mean.
+"""
+
+import io
+import statistics
+import sys
+from pathlib import Path
+
+from studies.likeness import published_figures, read_replay
+from studies.plan import OTHER_SEEDS
+from support import cli
+from support.files import write_atomically
+
+ROOT = Path(__file__).resolve().parent.parent
+PANELS = {  # quantity: label of its axis
+    "shared-softmax-lenet": {
+        "train_digits_right": "digits right of 60,000",
+        "train_sums_right": "sums right of 60,000",
+        "epoch_loss": "loss, summed over 938 batches",
+    },
+    "argmax-regression": {
+        "train_digit_percent": "digits right, %",
+        "train_sum_percent": "sums right, %",
+        "epoch_loss": "loss, summed over 1,875 batches",
+    },
+    "average-pooling": {
+        "learning_rate": "learning rate",
+        "val_loss": "validation loss",
+        "val_total_accuracy": "product of the accuracies",
+    },
+    "two-branch-lenet": {
+        "test_digit_loss_total": "digit loss, summed over the test",
+        "test_sum_loss_total": "sum loss, summed over the test",
+        "last_batch_train_loss": "training loss of the last batch",
+    },
+}
+PANELS["two-softmax-lenet"] = PANELS["shared-softmax-lenet"]
+PUBLISHED, REBUILT = "#D55E00", "#0072B2"  # told apart by colour-blind readers, and by the dots
+
+
+def draw(design, runs):
+    """The figure of one design as the text of an SVG file; the same bytes for the same runs."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise cli.UserError("the figures need matplotlib: pip install matplotlib") from None
+    with matplotlib.rc_context({"svg.hashsalt": design, "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(9, 2.7), layout="constrained", facecolor="white")
+        for axes, (quantity, label) in zip(figure.subplots(1, 3), PANELS[design].items(), strict=True):
+            for log in published_figures(design):
+                epochs = [epoch_number(epoch) for epoch in log.get(quantity, {})]
+                axes.plot(epochs, list(log.get(quantity, {}).values()), "o-", color=PUBLISHED, markersize=2.5, lw=1)
+            curves = [run[quantity] for run in runs]
+            values = [[curve[epoch] for curve in curves] for epoch in curves[0]]
+            epochs = [epoch_number(epoch) for epoch in curves[0]]
+            axes.fill_between(epochs, [*map(min, values)], [*map(max, values)], color=REBUILT, alpha=0.25, lw=0)
+            axes.plot(epochs, [*map(statistics.mean, values)], color=REBUILT, lw=1.2)
+            axes.set(xlabel="step" if quantity == "learning_rate" else "epoch", ylabel=label)
+            if quantity == "epoch_loss" and max(map(max, values)) > 5 * min(map(min, values)):
+                axes.set_yscale("log")
+            axes.grid(alpha=0.3)
+        logs = " (two logs)" if len(published_figures(design)) > 1 else ""
+        handles = [axes.plot([], [], "o-", color=PUBLISHED, markersize=2.5)[0], axes.plot([], [], color=REBUILT)[0]]
+        labels = [f"published{logs}", f"rebuilt, mean and range of {len(runs)} seeds"]
+        figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Title": f"{design}: published and rebuilt"})
+    return text.getvalue()
+
+
+def epoch_number(text):
+    """The number in "3" or in "step 49"."""
+    return int(text.split()[-1])
+
+
+def main(argv=None):
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--out", default=str(ROOT / "studies"), metavar="FOLDER", help="where the figures go")
+    args = parser.parse_args(argv)
+    for design in PANELS:
+        paths = [ROOT / "logs" / "records" / f"{design}-published-s{seed}.csv" for seed in OTHER_SEEDS]
+        runs = [read_replay(path) for path in paths if path.exists()]
+        if runs:
+            path = Path(args.out) / f"{design}.svg"
+            write_atomically(path, draw(design, runs))
+            print(path)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_script(main))
