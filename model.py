@@ -9,8 +9,13 @@ them; softmax is for showing probabilities. With K addends for each image, adden
 and the outputs are [B, K, 10] and [B, K, 19].
 
 The addend can also go in, and the sum come out, in other forms: see ADDEND_ENCODINGS and SUM_ENCODINGS below.
+
+    python model.py --model tiny
+
+prints the layers of a network with their output shapes, parameters and multiply-adds.
 """
 
+import sys
 from functools import partial
 
 import torch
@@ -18,6 +23,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from data import ADDENDS, DIGITS, SUMS, Batches
+from support import cli
+from support.layers import table_of
 from support.recipes import RECIPES
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -292,3 +299,22 @@ class ShiftNet(AddendNet):
         sums = addend.unsqueeze(-1) + torch.arange(DIGITS, device=addend.device)  # [..., 10]: digit + addend
         sum_logits = digit_logits.new_full((*addend.shape, SUMS), self.IMPOSSIBLE)
         return digit_logits, sum_logits.scatter(-1, sums, digit_logits.log_softmax(dim=-1))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table of a network
+
+
+def main(argv=None):
+    parser = cli.Parser("Print the layers of a network: output shapes, parameters, multiply-adds.")
+    parser.add_argument("--model", default="base", metavar="NAME", help=f"{', '.join(SIZES)}, or a published design")
+    name = parser.parse_args(argv).model
+    try:
+        model = build_model(name)
+    except ValueError as error:
+        raise cli.UserError(str(error)) from None
+    print(table_of(model, name, torch.zeros(1, 1, 28, 28), torch.zeros(1, dtype=torch.int64)))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_script(main))

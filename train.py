@@ -14,10 +14,12 @@ epochs, 75 s on two cores of an AMD EPYC, it ends with the test scores:
     mnist test: joint accuracy   99.543 %     457 of 100,000 wrong
 """
 
+import contextlib
 import datetime
 import shlex
 import sys
 import time
+from functools import partial
 
 import torch
 from tqdm import tqdm
@@ -32,9 +34,11 @@ from support.cli import UserError, integer, real
 from support.device import choose_device, count, set_deterministic
 from support.optim import OPTIMIZERS, SCHEDULES, PolynomialAverage, learning_rate_at
 from support.runlog import RunFiles, continuation, log_head, make_header, table_line, versions
+from support.sweep import instead_of_a_run
 
 # How and where to compute: may change when a run continues, is not stored in a checkpoint and never read from one.
 MACHINE = ("compile", "cuda_graph", "data_dir", "device", "out")
+NOT_STORED = (*MACHINE, "resume", "dry_run", "find_lr")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -52,6 +56,8 @@ def make_parser():
     add("--run-name", type=cli.file_name, metavar="RUN", help="name of the files in logs/ (default: model-seed-time)")
     add("--out", default=".", metavar="FOLDER", help="where best.pt, last.pt and logs/ go")
     add("--resume", metavar="FILE", help="continue a run from its last.pt, with the arguments it was started with")
+    add("--dry-run", action="store_true", help="take one step, print the header of the log and write nothing")
+    add("--find-lr", action="store_true", help="train at rates from 1e-7 to 10 and write the losses as CSV; no run")
 
     add = parser.add_argument_group("data").add_argument
     add("--dataset", choices=DATASETS, default="auto", help="auto: MNIST, else synthetic digits with a warning")
@@ -69,13 +75,8 @@ def make_parser():
     add("--batch-size", type=integer(1), default=128, help="images in a step")
     add("--optimizer", choices=tuple(OPTIMIZERS), default="adamw", help="sgd: momentum 0.9; plain-sgd: none")
     add("--schedule", choices=SCHEDULES, default="one-cycle", help="of the learning rate over all epochs")
-    add(
-        "--learning-rate",
-        "--lr",
-        type=real(0, above=True),
-        default=0.01,
-        help="peak of the schedule; tiny and fast differ",
-    )
+    add("--learning-rate", "--lr", type=real(0, above=True), default=0.01,
+        help="peak of the schedule; tiny and fast differ")  # fmt: skip
     add("--weight-decay", type=real(0), default=0.1, help="as the optimiser applies it")
     add("--label-smoothing", type=real(0, 0.999999), default=0.1, help="share of the target spread over all classes")
     add("--digit-weight", type=real(0), default=1.0, help="weight of the digit loss in the total")
@@ -100,13 +101,16 @@ def parse_arguments(argv):
             args.run_name = args.run_name or f"{args.model}-s{args.seed}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
         else:
             _, state = load_model(args.resume)
-            args = cli.continued_arguments(parser, argv, state["args"], (*MACHINE, "resume"), args.resume)
+            args = cli.continued_arguments(parser, argv, state["args"], NOT_STORED, args.resume)
             check_progress(state, args.resume, args.epochs, validated=args.val_size > 0)
         build_model(args.model, args.addend_encoding, args.sum_encoding)
     except ValueError as error:
         raise UserError(str(error)) from None
     if args.digit_weight == args.sum_weight == 0:
         raise UserError("--digit-weight and --sum-weight are both 0: there is nothing to learn")
+    instead = args.dry_run + args.find_lr
+    if instead and (instead > 1 or args.resume is not None or processes.world_size() > 1):
+        raise UserError("--dry-run and --find-lr exclude each other, --resume and several processes")
     return args, state
 
 
@@ -192,7 +196,7 @@ def train(args, state, device, files, argv):
         cli.warn(note)
 
     # --- the contents of last.pt
-    fixed = {name: value for name, value in vars(args).items() if name not in (*MACHINE, "resume")}
+    fixed = {name: value for name, value in vars(args).items() if name not in NOT_STORED}
     fixed = {"args": fixed, "dataset": dataset, "normalisation": [MEAN, STD], "versions": versions()}
     if state is None:
         header = make_header(argv, fixed["args"], dataset, device, model, len(training), len(validation), notes)
@@ -202,6 +206,10 @@ def train(args, state, device, files, argv):
         files.save_last(state)  # a kill may have come between its two files
         print(f"continuing after epoch {state['epoch']} of {args.epochs}, writing to {files.logs}\n")
         state["continued"].append(continuation(state["header"], state["epoch"], device, notes))
+    if args.dry_run or args.find_lr:
+        epochs = partial(train_epoch, args, model, network, optimizer, None, batches)
+        print("\n".join([header, "", *instead_of_a_run(args, files, batches, epochs)]))
+        return
     print("\n".join([log_head(state), *map(table_line, state["history"])]), flush=True)
     files.write_log(state)
     files.keep_best_of_other_run()
@@ -266,15 +274,16 @@ def main(argv=None):
     args, state = parse_arguments(argv)
     device = choose_device(args.device)
     set_deterministic(args.deterministic, device)
-    files = RunFiles(args.out, args.run_name)
+    files, is_run = RunFiles(args.out, args.run_name), not (args.dry_run or args.find_lr)
+    claim = files.claimed(state) if is_run else contextlib.nullcontext()
     try:
-        with cli.sigterm_as_interrupt(), processes.process_group(device) as device, files.claimed(state):
+        with cli.sigterm_as_interrupt(), processes.process_group(device) as device, claim:
             train(args, state, device, files, argv)
     except KeyboardInterrupt as interrupt:
         words = ["--resume", str(files.last), *cli.flags_of(make_parser(), args, MACHINE)]
         advice = f"continue with: {processes.launcher()} train.py {shlex.join(words)}"
         if processes.rank() == 0:
-            advice = advice if files.last.exists() else "no epoch was done yet; start it again"
+            advice = advice if is_run and files.last.exists() else "no epoch was done yet; start it again"
             print(f"train.py: interrupted; {advice}", file=sys.stderr)
         return 143 if isinstance(interrupt, cli.Terminated) else 130
     finally:

@@ -13,13 +13,17 @@ OPTIMIZERS = {
     "plain-sgd": torch.optim.SGD,
 }
 SCHEDULES = ("one-cycle", "constant")
+SWEEP = (1e-7, 10.0)  # from and to where the schedule of --find-lr rises
 
 
 def learning_rate_at(step, steps, peak, schedule="one-cycle"):
     """Learning rate of `step` (from 0) of `steps`: linear warm-up over the first fifth, then a cosine down to 0.
 
     The one-cycle policy of L. N. Smith and N. Topin, arXiv 1708.07120, without the momentum's cycle; or "constant".
+    With "sweep", which no run has, it rises over SWEEP by the same factor each step.
     """
+    if schedule == "sweep":
+        return SWEEP[0] * (SWEEP[1] / SWEEP[0]) ** (step / max(1, steps - 1))
     if schedule == "constant":
         return peak
     warm_up = 0.2 * steps

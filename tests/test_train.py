@@ -147,7 +147,7 @@ def test_each_flag_changes_the_result(run, small_flags, trained, flag):
 
 
 def test_every_flag_is_tested_to_act_or_named_here():
-    elsewhere = {"deterministic", "run_name", "dataset", "resume", *train.MACHINE}
+    elsewhere = {"deterministic", "run_name", "dataset", *train.NOT_STORED}
     tested = {flag.split()[0] for flag in FLAGS_THAT_ACT}
     flags = {action.dest: action.option_strings for action in train.make_parser()._actions if action.dest != "help"}
     for name, strings in flags.items():
