@@ -10,6 +10,7 @@ http://yann.lecun.com/exdb/mnist/). Before that, a photo needs its ink told from
 """
 
 import io
+import itertools
 import sys
 import warnings
 from pathlib import Path
@@ -52,6 +53,23 @@ def read_digits(path, split=False):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
+
+
+def image_files(path):
+    """The image files in the folder `path`, sorted by name, or the file `path` itself; ImageError for an empty folder."""
+    if str(path) == "-" or not Path(path).is_dir():
+        return [path]
+    files = sorted(file for file in Path(path).iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not files:
+        raise ImageError(f"no image is in the folder {path}; looked for {', '.join(SUFFIXES)}")
+    return files
+
+
+def png(image):
+    """The bytes of a PNG file of an image uint8 [height, width]."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def read_grey(path):
@@ -132,17 +150,29 @@ def find_ink(grey, path):
     level = grey - surface(grey)
     for _ in range(2):
         if min(grey.shape) >= 100 and noise(level) > 4:
-            level = mean3(level)
-    rim = np.concatenate([level[0], level[-1], level[1:-1, 0], level[1:-1, -1]])
-    between = otsu(level)
-    dark = np.mean(rim > between) > 0.5
-    ink = -level if dark else level
+            level = box_mean(level, 1)
+    ink = -level if is_dark(level) else level
     ink = ink - paper_below(ink)
     lowest = max(CONTRAST, 5 * noise(ink))
     near = spread(ink > lowest, 3)
     if not near.any():
         raise ImageError(f"{path} shows no ink: nothing in it differs clearly from its background")
     return ink, max(otsu(ink[near]), lowest / 2)
+
+
+def is_dark(level):
+    """Whether the ink is darker than the paper.
+
+    Thin strokes leave their surroundings far to one side, which edges of shadow do not. Where the strokes are about as
+    wide as what is between them, most of the picture's rim is paper.
+    """
+    local = level - box_mean(level, max(1, max(level.shape) // 6))
+    local = local - local.mean()
+    skewness = (local**3).mean() / ((local**2).mean() ** 1.5 + 1e-9)
+    if abs(skewness) > 1:
+        return skewness < 0
+    rim = np.concatenate([level[0], level[-1], level[1:-1, 0], level[1:-1, -1]])
+    return np.mean(rim > otsu(level)) > 0.5
 
 
 def surface(grey):
@@ -189,10 +219,14 @@ def noise(level):
     return float(np.median(np.abs(np.diff(level, 2, axis=1)))) / 0.6745 / 6**0.5 if level.shape[1] > 2 else 0.0
 
 
-def mean3(values):
-    """Mean of each pixel and its eight neighbours."""
-    padded = np.pad(values, 1, mode="edge")
-    return np.lib.stride_tricks.sliding_window_view(padded, (3, 3)).mean((2, 3), dtype=np.float32)
+def box_mean(values, reach):
+    """Mean over a square of 2 * reach + 1 around each pixel."""
+    width = 2 * reach + 1
+    padded = np.pad(values.astype(np.float64), ((reach + 1, reach), (reach + 1, reach)), mode="edge")
+    sums = padded.cumsum(0).cumsum(1)
+    return (
+        (sums[width:, width:] - sums[:-width, width:] - sums[width:, :-width] + sums[:-width, :-width]) / width**2
+    ).astype(np.float32)
 
 
 def otsu(values):
@@ -223,13 +257,10 @@ def separate(ink, threshold, path):
     areas[0] = 0
     pieces = [Piece(labels == number) for number in np.argsort(-areas)[:50] if areas[number] >= 0.03 * areas.max()]
     inner = [piece for piece in pieces if piece.on_rim < min(ink.shape) / 2]
-    groups = []
-    for piece in sorted(inner or pieces, key=lambda piece: -piece.height):
-        home = next((group for group in groups if belongs(piece, group)), None)
-        if home is None:
-            groups.append(piece)
-        else:
-            home.join(piece)
+    groups = sorted(inner or pieces, key=lambda piece: -piece.height)
+    while pair := next((pair for pair in itertools.combinations(groups, 2) if belongs(pair[1], pair[0])), None):
+        pair[0].join(pair[1])
+        groups.remove(pair[1])
     tallest = max(group.height for group in groups)
     groups = sorted((group for group in groups if group.height >= 0.35 * tallest), key=lambda group: group.left)
     for one, other in zip(groups, groups[1:], strict=False):
@@ -261,8 +292,9 @@ def belongs(piece, group):
     beside = max(piece.left, group.left) - min(piece.right, group.right)  # below 0: so far they overlap
     apart = max(piece.top, group.top) - min(piece.bottom, group.bottom)
     above = beside < -0.5 * (piece.right - piece.left) and apart < 0.25 * group.height
-    close = piece.height < 0.35 * group.height and max(beside, apart) < 0.15 * group.height
-    return above or close
+    small = piece.height < 0.35 * group.height and max(beside, apart) < 0.15 * group.height
+    gap = round(0.06 * group.height)  # of a broken stroke
+    return above or small or (max(beside, apart) <= gap and bool((spread(piece.mask, gap) & group.mask).any()))
 
 
 def label(mask):

@@ -1,0 +1,146 @@
+"""Your own image and a number: which digit it shows, and the sum of the two.
+
+    python predict.py --image seven.png --number 5
+    python predict.py --image photo.jpg --split --json
+    cat seven.png | python predict.py --image - --number 5
+
+Without --number one is drawn at random. The image may be a photo or a
+drawing, of any size, dark on light or light on dark; it is brought to MNIST's
+form, and what the network then saw is drawn in the terminal, above
+
+    seven.png: digit 7 (91.4 %), plus 5: sum 12 (91.1 %)
+"""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data import ADDENDS, prepare
+from evaluate import load_model
+from support import cli
+from support.files import write_atomically
+from support.images import ImageError, image_files, png, read_digits
+
+DEFAULT_CKPTS = ("best.pt", "logs/tiny.pt")  # the first that is there
+BLOCKS = " ▀▄█"  # neither, the upper, the lower, both of two pixels
+GREYS = " .:-=+*#%@"
+
+
+def read_all(paths, split):
+    """(path, digit) of each digit in each picture, digits uint8 [28, 28], and a line for each unusable picture."""
+    found, problems = [], []
+    for path in paths:
+        try:
+            found += [(path, digit) for digit in read_digits(path, split)]
+        except ImageError as error:
+            problems.append(str(error))
+    return found, problems
+
+
+@torch.inference_mode()
+def answer(model, digits, numbers):
+    """Probabilities of the digits and the sums, [N, 10] and [N, 19] float32, for digits [N] of uint8 [28, 28]."""
+    image = prepare(torch.from_numpy(np.stack(digits)).unsqueeze(1))
+    digit_logits, sum_logits = model(image, torch.tensor(numbers))
+    return model.digit_probabilities(digit_logits), model.sum_probabilities(sum_logits)
+
+
+def picture(digit, encoding):
+    """A digit uint8 [28, 28] as text: two pixels a character where the `encoding` has half blocks, else ASCII."""
+    try:
+        BLOCKS.encode(encoding or "ascii")
+    except (LookupError, UnicodeEncodeError):
+        return "\n".join("".join(2 * GREYS[int(grey) * len(GREYS) // 256] for grey in row).rstrip() for row in digit)
+    inked = (digit >= 96).astype(int)
+    return "\n".join("".join(BLOCKS[k] for k in row).rstrip() for row in inked[::2] + 2 * inked[1::2])
+
+
+def record(path, digit, number, digit_probabilities, sum_probabilities):
+    """One answer as plain values, for `--json`."""
+    digit_answer, sum_answer = int(digit_probabilities.argmax()), int(sum_probabilities.argmax())
+    return {
+        "image": str(path),
+        "number": number,
+        "digit": digit_answer,
+        "digit_probability": float(digit_probabilities[digit_answer]),
+        "sum": sum_answer,
+        "sum_probability": float(sum_probabilities[sum_answer]),
+        "digit_probabilities": digit_probabilities.tolist(),
+        "sum_probabilities": sum_probabilities.tolist(),
+        "input": digit.tolist(),
+    }
+
+
+def in_words(entry):
+    """One answer as a line."""
+    line = (
+        f"{cli.one_line(entry['image'])}: digit {entry['digit']} ({100 * entry['digit_probability']:.1f} %), "
+        f"plus {entry['number']}: sum {entry['sum']} ({100 * entry['sum_probability']:.1f} %)"
+    )
+    if entry["digit"] + entry["number"] != entry["sum"]:
+        line += "; the two answers disagree"
+    return line
+
+
+def make_parser():
+    parser = cli.Parser(__doc__, " [IMAGE ...]")
+    add = parser.add_argument
+    add("files", nargs="*", metavar="IMAGE", help="the same as --image")
+    add("--image", nargs="+", metavar="FILE", help="images, folders of images, - for standard input")
+    add("--number", type=cli.integer(0, ADDENDS - 1), help="what to add (default: drawn at random for each digit)")
+    add("--split", action="store_true", help="read several digits in an image, from left to right")
+    add("--ckpt", metavar="FILE", help=f"checkpoint (default: {', else '.join(DEFAULT_CKPTS)})")
+    add("--json", action="store_true", help="print JSON, with all probabilities and the network's input")
+    add("--save-input", metavar="FILE", help="write the image that the network saw, 28 x 28 pixels, as PNG")
+    return parser
+
+
+def main(argv=None):
+    args = make_parser().parse_args(argv)
+    given = [*args.files, *(args.image or [])]
+    if not given:
+        raise cli.UserError("which image? python predict.py --image FILE --number 5")
+    if given.count("-") > 1:
+        raise cli.UserError("standard input (-) can be read once")
+    ckpt = args.ckpt or next((name for name in DEFAULT_CKPTS if Path(name).exists()), DEFAULT_CKPTS[0])
+    paths = [path for name in given for path in image_files(name)]
+    if args.save_input:
+        if Path(args.save_input).suffix.lower() != ".png":
+            raise cli.UserError(f"--save-input {args.save_input} is written as PNG; let its name end in .png")
+        if Path(args.save_input).resolve() in [Path(path).resolve() for path in (*paths, ckpt)]:
+            raise cli.UserError(f"--save-input {args.save_input} would overwrite what is read")
+    model = load_model(ckpt)[0]
+    found, problems = read_all(paths, args.split)
+    if args.save_input and len(found) > 1:
+        raise cli.UserError(f"--save-input holds one digit, and these are {len(found)}")
+
+    numbers = [random.randrange(ADDENDS) if args.number is None else args.number for _ in found]
+    probabilities = answer(model, [digit for _, digit in found], numbers) if found else ([], [])
+    entries = [record(path, digit, *rest) for (path, digit), *rest in zip(found, numbers, *probabilities, strict=True)]
+    if args.save_input and found:
+        write_atomically(args.save_input, png(found[0][1]))
+    if args.json:
+        print(json.dumps(entries, indent=1))
+    else:
+        show(entries, drawn=args.number is None)
+    for problem in problems[:-1]:
+        print(f"{Path(sys.argv[0]).name}: error: {cli.one_line(problem)}", file=sys.stderr)
+    if problems:
+        raise cli.UserError(problems[-1])
+
+
+def show(entries, drawn):
+    """Print the pictures and the answers; `drawn`: the numbers were drawn at random."""
+    encoding = sys.stdout.encoding
+    for entry in entries:
+        print(picture(np.array(entry["input"]), encoding))
+        line = in_words(entry) + (f" ({entry['number']} was drawn at random)" if drawn else "")
+        print(line.encode(encoding or "ascii", "backslashreplace").decode(encoding or "ascii"))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_script(main))
