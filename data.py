@@ -14,7 +14,9 @@ before it, and a resumed run has no generator state to restore.
 
 import concurrent.futures
 import hashlib
+import re
 import sys
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -223,6 +225,24 @@ def load_digits(dataset="auto", data_dir="data", train=True):
                 file=sys.stderr,
             )
     return *load_synthetic(data_dir, train), "synthetic"
+
+
+def load_folder(folder):
+    """Read a folder of images named by their digit, 7_anything.png, as `load_digits` reads a data set.
+
+    Each is brought to MNIST's form by `support.images`. Returns (images [N, 1, 28, 28] uint8, digits [N] int64, the
+    folder's name). Raises DataError or ImageError for no folder, no image in it, another name, an unusable image.
+    """
+    from support.images import image_files, read_digits  # here, since Pillow is needed for nothing else
+
+    if not Path(folder).is_dir():
+        raise DataError(f"there is no folder {folder}")
+    files = image_files(folder)
+    for file in files:
+        if not re.match(r"[0-9](?![0-9])", file.name):
+            raise DataError(f"{file} is not named by its digit; a 7 is 7_anything{file.suffix}")
+    images = [torch.from_numpy(read_digits(file)[0]) for file in files]
+    return torch.stack(images).unsqueeze(1), torch.tensor([int(file.name[0]) for file in files]), Path(folder).name
 
 
 def split_indices(count, val_size):

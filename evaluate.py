@@ -2,6 +2,7 @@
 
     python evaluate.py --ckpt best.pt
     python evaluate.py --ckpt seed0.pt seed1.pt seed2.pt --json scores.json
+    python evaluate.py --ckpt best.pt --dataset-folder my-digits
 
 Every test image is paired with every addend: 100,000 pairs. Joint accuracy
 counts the pairs with both answers right. The default network on MNIST takes
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from data import ADDENDS, DATASETS, DIGITS, MEAN, STD, load_digits, prepare
+from data import ADDENDS, DATASETS, DIGITS, MEAN, STD, load_digits, load_folder, prepare
 from model import build_model
 from support import cli
 from support.checkpoint import CheckpointError, check_weights_file, copy_tensors, load_checkpoint
@@ -200,6 +201,7 @@ def make_parser():
     add("files", nargs="*", metavar="FILE", help="the same as --ckpt")
     add("--ckpt", nargs="+", metavar="FILE", help="checkpoint; several make an ensemble (default: best.pt)")
     add("--dataset", choices=DATASETS, help="instead of the one that the checkpoint was trained on")
+    add("--dataset-folder", metavar="FOLDER", help="score your own images, named by their digit: 7_anything.png")
     add("--data-dir", default="data", metavar="FOLDER", help="where the data sets are")
     add("--device", choices=cli.DEVICES, default="auto", help="auto: CUDA, else MPS, else the CPU")
     add("--batch-size", type=cli.integer(1), default=500, help="images at a time, ten pairs each")
@@ -212,13 +214,18 @@ def main(argv=None):
     paths = [*args.files, *(args.ckpt or [])] or ["best.pt"]
     if args.json and Path(args.json).resolve() in [Path(path).resolve() for path in paths]:
         raise cli.UserError(f"--json {args.json} would overwrite a checkpoint")
+    if args.dataset and args.dataset_folder:
+        raise cli.UserError("--dataset and --dataset-folder exclude each other")
 
     device = choose_device(args.device)
     loaded = [load_model(path) for path in paths]
     datasets = sorted({state["dataset"] for _, state in loaded})
-    if args.dataset is None and len(datasets) > 1:
+    if args.dataset_folder:
+        images, digits, dataset = load_folder(args.dataset_folder)
+    elif args.dataset is None and len(datasets) > 1:
         raise cli.UserError(f"the checkpoints were trained on {' and '.join(datasets)}; choose with --dataset")
-    images, digits, dataset = load_digits(args.dataset or datasets[0], args.data_dir, train=False)
+    else:
+        images, digits, dataset = load_digits(args.dataset or datasets[0], args.data_dir, train=False)
     models = [model.to(device, memory_format=torch.channels_last) for model, _ in loaded]
     outputs = [pair_outputs(model, images, args.batch_size, device) for model in models]
     scores = score(*answers(models, outputs), digits) | mean_losses(models, outputs, digits)

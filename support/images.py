@@ -24,9 +24,9 @@ SIDE, BOX = 28, 20  # MNIST's image, and the box in it that the digit is fitted 
 # No EPS, which Pillow hands to Ghostscript, nor anything else that is no plain picture.
 FORMATS = ("PNG", "JPEG", "MPO", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".jp2", ".ppm", ".pgm", ".tga")
-BYTES_LIMIT, PIXELS_LIMIT = 100_000_000, 100_000_000
-WORKING_SIDE = 640  # pixels of the longer side at which ink is looked for
-FINE = 10  # pixels for one of MNIST's, where strokes are measured and drawn thicker or thinner
+BYTES_LIMIT, PIXELS_LIMIT = 100_000_000, 50_000_000  # of a file and, decoded, in memory
+WORKING_SIDE = 600  # pixels of the longer side at which ink is looked for
+FINE = 10  # pixels for one of MNIST's at least, where strokes are measured and drawn thicker or thinner
 CONTRAST = 8  # grey levels, of 255, that ink differs from paper at least
 STROKES = (1.6, 2.6)  # a stroke's width in MNIST's pixels, below and above which it is redrawn
 
@@ -56,7 +56,7 @@ def read_digits(path, split=False):
 
 
 def image_files(path):
-    """The image files in the folder `path`, sorted by name, or the file `path` itself; ImageError for an empty folder."""
+    """The image files in a folder, sorted by name, or the file `path` itself. Raises ImageError for an empty folder."""
     if str(path) == "-" or not Path(path).is_dir():
         return [path]
     files = sorted(file for file in Path(path).iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
@@ -87,10 +87,9 @@ def read_grey(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged metadata; the size is checked below
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > PIXELS_LIMIT:
-                    raise ImageError(f"{path} has {width} x {height} pixels; make it smaller")
-                image.draft("L", (WORKING_SIDE, WORKING_SIDE))  # a JPEG is read at a fraction of its size
+                image.draft("L", (WORKING_SIDE, WORKING_SIDE))  # a JPEG is decoded at a fraction of its size
+                if image.width * image.height > PIXELS_LIMIT:
+                    raise ImageError(f"{path} has {image.width} x {image.height} pixels; make it smaller")
                 return to_grey(shrink(ImageOps.exif_transpose(image)))
     except (ImageError, MemoryError):
         raise
@@ -105,9 +104,9 @@ def shrink(image):
     if image.mode[0] in "IF":
         values = np.asarray(image, np.float32)
         values = np.nan_to_num(values, posinf=0, neginf=0)
-        # 0 to 1, 8 or 16 bits: whichever holds the values
-        scale = next((top for top in (1, 255, 65535) if values.max() <= top and image.mode == "F" or top > 255), 1)
-        image = Image.fromarray(np.clip(values * (255 / max(scale, values.max())), 0, 255))
+        ranges = (1, 255, 65535) if image.mode == "F" else (65535,)
+        white = next((top for top in ranges if values.max() <= top), values.max())
+        image = Image.fromarray(np.clip(values * (255 / white), 0, 255))
     elif image.mode != "L" or image.has_transparency_data:
         image = image.convert("RGBA")  # palettes and colour keys too
     return image.reduce(max(1, max(image.size) // WORKING_SIDE))
@@ -168,7 +167,8 @@ def is_dark(level):
     """
     local = level - box_mean(level, max(1, max(level.shape) // 6))
     local = local - local.mean()
-    skewness = (local**3).mean() / ((local**2).mean() ** 1.5 + 1e-9)
+    square = local * local
+    skewness = (square * local).mean() / (square.mean() ** 1.5 + 1e-9)
     if abs(skewness) > 1:
         return skewness < 0
     rim = np.concatenate([level[0], level[-1], level[1:-1, 0], level[1:-1, -1]])
@@ -197,7 +197,7 @@ def surface(grey):
 
 def paper_below(ink):
     """What of `ink` is shade with an edge rather than strokes: what stays where a square opens it (morphology)."""
-    step = max(1, max(ink.shape) // 160)
+    step = max(1, max(ink.shape) // 100)
     height, width = (n // step * step for n in ink.shape)
     coarse = ink[:height, :width].reshape(height // step, step, width // step, step).mean((1, 3))
     reach = max(2, max(coarse.shape) // 6)
@@ -263,7 +263,7 @@ def separate(ink, threshold, path):
         groups.remove(pair[1])
     tallest = max(group.height for group in groups)
     groups = sorted((group for group in groups if group.height >= 0.35 * tallest), key=lambda group: group.left)
-    for one, other in zip(groups, groups[1:], strict=False):
+    for one, other in itertools.pairwise(groups):
         if other.left + other.right < 2 * one.right and (other.top > one.bottom or one.top > other.bottom):
             raise ImageError(f"{path} shows several lines of digits; cut it into pictures of one line or one digit")
     return [np.where(group.mask, ink, 0) for group in groups]
@@ -319,9 +319,10 @@ def label(mask):
     return labels
 
 
-def spread(mask, steps):
-    """The mask grown by so many pixels, as an octagon; of a negated mask, the ink grows thinner."""
-    for step in range(steps):
+def spread(mask, steps, first=0):
+    """The mask grown by so many pixels, as an octagon; in a negated mask, the ink grows thinner. `first` is the number
+    of steps before these."""
+    for step in range(first, first + steps):
         padded = np.pad(mask, 1)
         around = padded[1:-1] | padded[:-2] | padded[2:]
         square = around[:, 1:-1] | around[:, :-2] | around[:, 2:]
@@ -335,45 +336,46 @@ def spread(mask, steps):
 
 
 def fit(ink, threshold):
-    """One digit's ink in MNIST's form: uint8 [28, 28]."""
-    fine = at_fine_size(ink, threshold)
-    width = stroke_width(fine) / FINE
-    low, high = STROKES
-    if width < low or width > high:
-        steps = round(abs(width - min(max(width, low), high)) * FINE / 2)
-        drawn = spread(np.pad(fine, steps), steps) if width < low else ~spread(~np.pad(fine, 1), steps)
+    """One digit's ink in MNIST's form: uint8 [28, 28]. Pens much thinner or thicker than MNIST's are drawn again."""
+    mask, unit = cut_out(ink, threshold)
+    width = stroke_width(mask) / unit
+    wanted = min(max(width, STROKES[0]), STROKES[1])
+    steps = round(abs(width - wanted) * unit / 2)
+    if steps:
+        drawn = spread(np.pad(mask, steps), steps) if width < wanted else ~spread(~np.pad(mask, 1), steps)
         if drawn.any():
-            fine = at_fine_size(drawn.astype(np.float32), 0.5)
-    height, width = (max(1, round(n / FINE)) for n in fine.shape)
-    small = Image.fromarray(fine.astype(np.float32) * 255).resize((width, height), Image.Resampling.BOX)
+            mask, unit = cut_out(drawn.astype(np.float32), 0.5)
+    height, width = (max(1, round(n / unit)) for n in mask.shape)
+    small = Image.fromarray(mask.astype(np.float32) * 255).resize((width, height), Image.Resampling.BOX)
     return centred(np.asarray(small).round().astype(np.uint8))
 
 
-def at_fine_size(ink, threshold):
-    """The digit, black and white, cut out and resized to a longer side of BOX * FINE: bool [height, width]."""
-    for _ in range(2):  # the second time where rounding has left a blank row
-        rows, columns = (np.flatnonzero((ink > threshold).any(axis)) for axis in (1, 0))
-        ink = np.pad(ink, 1)[rows[0] : rows[-1] + 3, columns[0] : columns[-1] + 3]
-        scale = BOX * FINE / max(np.ptp(rows) + 1, np.ptp(columns) + 1)
-        size = [max(1, round(n * scale)) for n in ink.shape[::-1]]
-        ink = np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BICUBIC))
-    mask = ink > threshold
+def cut_out(ink, threshold):
+    """(mask, unit): the digit alone in black and white, bool [height, width], large enough to see its strokes, and the
+    pixels of it that become one of MNIST's."""
+    rows, columns = (np.flatnonzero((ink > threshold).any(axis)) for axis in (1, 0))
+    ink = np.pad(ink, 1)[rows[0] : rows[-1] + 3, columns[0] : columns[-1] + 3]
+    scale = max(1, BOX * FINE / max(np.ptp(rows) + 1, np.ptp(columns) + 1))
+    size = [round(n * scale) for n in ink.shape[::-1]]
+    ink = np.asarray(Image.fromarray(ink).resize(size, Image.Resampling.BICUBIC))
+    mask = ink > min(threshold, 0.9 * ink.max())  # a faint dot may lose by the resizing
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return mask, max(mask.shape) / BOX
 
 
 def stroke_width(mask):
     """A stroke's width in pixels: half of a line's area is gone once a quarter of its width is off on both sides."""
-    left, inner, steps = [1.0], mask, 0
+    left, outside, steps = [1.0], ~np.pad(mask, 1), 0
     while left[-1] > 0.5:
+        outside = spread(outside, 1, first=steps)
+        left.append(1 - (outside[1:-1, 1:-1] & mask).sum() / mask.sum())
         steps += 1
-        inner = ~spread(~np.pad(mask, 1), steps)[1:-1, 1:-1]
-        left.append(inner.sum() / mask.sum())
     return 4 * (steps - 1 + (left[-2] - 0.5) / (left[-2] - left[-1]))
 
 
 def centred(digit):
-    """A digit in a black image of 28 x 28, its centre of mass as near to the middle as whole pixels and the rim let it."""
+    """A digit in a black image of 28 x 28, with its centre of mass in the middle, as near as whole pixels let it be."""
     image = np.zeros((SIDE, SIDE), np.uint8)
     places = []
     for axis, length in enumerate(digit.shape):
