@@ -232,7 +232,7 @@ def test_a_drawn_digit_is_read_and_added(visited, digit, touch, width, form):
     shown = visited.shown()
     assert shown["equation"] == f"{digit}+{addend}={digit + addend}"
     assert shown["tops"] == [digit, digit + addend]
-    assert f"{digit} plus {addend} is {digit + addend}" in shown["status"]
+    assert f"{digit} plus {addend} is {digit + addend}" in shown["status"] and "disagree" not in shown["note"]
 
 
 @pytest.mark.browser
@@ -252,6 +252,22 @@ def test_500_test_images_get_pytorchs_answers(visited, mnist_dir):
         found = torch.tensor([answer[name] for answer in answers])
         assert (found - wanted.softmax(1)).abs().max() < 1e-4
         assert torch.equal(found.argmax(1), wanted.argmax(1))
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("digit", range(10))
+def test_the_picture_is_made_as_mnists_were(visited, digit):
+    pictures = []
+    for form in ((0.6, 0.2, 0.2), (0.25, 0.7, 0.02), (1.0, 0.0, 0.0)):
+        pictures.append(np.array(visited.js("return [...toPicture(arguments[0])]", scaled(digit, *form))))
+    grey = pictures[0].reshape(28, 28)
+    rows, columns = (np.flatnonzero(grey.sum(axis)) for axis in (1, 0))
+    heights = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
+    assert max(heights) in (20, 21)  # 21 where the box lies between pixels
+    for axis in (0, 1):  # MNIST's middle is that between pixels 13 and 14
+        assert (grey.sum(1 - axis) @ (np.arange(28) + 0.5)) / grey.sum() == pytest.approx(14, abs=0.06)
+    for other in pictures[1:]:  # where and how large it was drawn does not matter
+        assert np.abs(other - pictures[0]).max() < 30
 
 
 @pytest.mark.browser
@@ -319,14 +335,34 @@ def test_rolling_gives_all_ten_numbers(visited):
 def test_another_size_of_the_window_keeps_the_drawing(visited):
     visited.draw(scaled(3))
     before = visited.shown()
-    for width in (360, 320, 1280):
+    for width in (360, 320, 859, 860, 900, 1280):
         visited.size(width)
         assert visited.shown() == before
-        assert visited.js("return document.documentElement.scrollWidth <= innerWidth")
+        outside = "[...document.body.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > innerWidth)"
+        assert visited.js(f"return {outside}.map(e => e.outerHTML)") == []
         assert visited.js("return pad.width === Math.round(pad.clientWidth * devicePixelRatio)")
         assert visited.js(
             "const empty = pad.cloneNode(); return empty.width === pad.width && empty.toDataURL() !== pad.toDataURL()"
         )
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [320, 360, 860, 1280])
+def test_nothing_moves_while_one_draws(visited, width):
+    visited.size(width)
+    places = {}
+    for action in (
+        "change([])",
+        "change(SAMPLES[7])",
+        # answers that disagree, the widest there are
+        "predict = () => ({digit: Array(10).fill(.1), sum: Array.from({length: 19}, (_, i) => i === 18)}); update()",
+    ):
+        visited.js(action)
+        places[visited.shown()["note"]] = visited.js(
+            "return JSON.stringify([pad, seen.canvas].map(e => e.getBoundingClientRect()))"
+        )
+    assert len(places) == 3 and "The answers disagree: both are learnt." in places
+    assert len(set(places.values())) == 1
 
 
 @pytest.mark.browser
