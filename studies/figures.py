@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 from studies.likeness import published_figures, read_replay
-from studies.plan import OTHER_SEEDS
 from support import cli
 from support.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
+RECORDS = ROOT / "logs" / "records"
 PANELS = {  # quantity: label of its axis
     "shared-softmax-lenet": {
         "train_digits_right": "digits right of 60,000",
@@ -83,8 +83,7 @@ def main(argv=None):
     parser.add_argument("--out", default=str(ROOT / "studies"), metavar="FOLDER", help="where the figures go")
     args = parser.parse_args(argv)
     for design in PANELS:
-        paths = [ROOT / "logs" / "records" / f"{design}-published-s{seed}.csv" for seed in OTHER_SEEDS]
-        runs = [read_replay(path) for path in paths if path.exists()]
+        runs = [read_replay(path) for path in sorted(RECORDS.glob(f"{design}-published-s*.csv"))]
         if runs:
             path = Path(args.out) / f"{design}.svg"
             write_atomically(path, draw(design, runs))
