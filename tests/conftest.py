@@ -1,5 +1,9 @@
 """What the tests share: real MNIST where it lies in data/, a small synthetic data set that trains in a second, runs."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,6 +97,24 @@ def stop_after(monkeypatch):
         monkeypatch.setattr(Batches, "epoch", epoch)
 
     return set_stop
+
+
+@pytest.fixture(scope="session")
+def fork_run():
+    """fork_run(folder, argv, **when): the answer of killer.py, which runs train.py in a fork and may kill it."""
+    if not hasattr(os, "fork"):
+        pytest.skip("this system cannot fork")
+    command = [sys.executable, ROOT / "tests" / "killer.py"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # a fork has no threads but one
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+
+        def call(folder, argv, **when):
+            print(json.dumps({"folder": str(folder), "argv": argv, **when}), file=process.stdin, flush=True)
+            return json.loads(process.stdout.readline())
+
+        yield call
 
 
 @pytest.fixture(autouse=True)

@@ -8,14 +8,7 @@ import zipfile
 import pytest
 import torch
 
-from support.checkpoint import (
-    CHECKSUM,
-    CHECKSUM_LENGTH,
-    VERSION,
-    CheckpointError,
-    load_checkpoint,
-    save_checkpoint,
-)
+from support.checkpoint import CHECKSUM, CHECKSUM_LENGTH, VERSION, CheckpointError, load_checkpoint, save_checkpoint
 from support.files import write_atomically
 
 STATE = {"args": {"model": "tiny"}, "dataset": "mnist", "epoch": 3, "normalisation": [0.1, 0.3]}
@@ -43,7 +36,8 @@ def test_a_write_leaves_nothing_beside_the_file(path):
 
 
 def test_a_checkpoint_of_another_format_is_named(path):
-    for version, advice in ((VERSION + 1, "newer"), (VERSION - 1, "older"), ("2", "damaged"), (True, "damaged")):
+    newer = f"format version {VERSION + 1}, not {VERSION}; it is newer"
+    for version, advice in ((VERSION + 1, newer), (VERSION - 1, "older"), ("2", "damaged"), (True, "damaged")):
         save_checkpoint(path, STATE | {"version": version})
         with pytest.raises(CheckpointError, match=advice):
             load_checkpoint(path)

@@ -14,16 +14,10 @@ import torch
 
 import evaluate
 import train
+from conftest import FILES_OF_A_RUN, contents
 from data import Batches
 from model import TwoHeadNet
-from support.checkpoint import (
-    CHECKSUM,
-    CHECKSUM_LENGTH,
-    VERSION,
-    CheckpointError,
-    load_checkpoint,
-    save_checkpoint,
-)
+from support.checkpoint import CHECKSUM, CHECKSUM_LENGTH, CheckpointError, load_checkpoint, save_checkpoint
 from support.files import write_atomically
 
 TIMES = 200  # truncations, and flips
@@ -119,107 +113,63 @@ def test_a_checkpoint_with_any_byte_flipped_is_refused(last, both_refuse):
     both_refuse("last.pt", "damaged")
 
 
-def test_a_checkpoint_of_a_newer_format_is_refused(last, both_refuse):
-    save_checkpoint(last, load_checkpoint(last) | {"version": VERSION + 1})
-    both_refuse("last.pt", f"format version {VERSION + 1}, not {VERSION}; it is newer")
+def change_weights(**changes):
+    """A change of a state: the tensors of the digit head's that are named are replaced, or removed for None."""
+
+    def change(state):
+        weights = state["weights"] | {f"digit_head.{name}": value for name, value in changes.items()}
+        return {"weights": {name: value for name, value in weights.items() if value is not None}}
+
+    return change
 
 
-def test_a_checkpoint_of_a_network_unknown_here_is_refused(last, both_refuse):
+# A change of the state, and what is said of it.
+MISFITS = {
+    "another network": (
+        lambda state: {"args": state["args"] | {"model": "base"}},
+        "model.py has changed since: bring back",
+    ),
+    "a network unknown here": (
+        lambda state: {"args": state["args"] | {"model": "colossal"}},
+        "does not fit model.py, which has changed since then: unknown model 'colossal'",
+    ),
+    "trained on other pixels": (lambda state: {"normalisation": [0.5, 0.5]}, "normalisation"),
+    "damaged": (lambda state: {"normalisation": "\x1b[31m" * 50}, "entry normalisation is damaged"),
+    "wrong shape": (change_weights(bias=torch.zeros(11)), "digit_head"),
+    "one missing": (change_weights(bias=None), "digit_head"),
+    "one too many": (change_weights(extra=torch.zeros(1)), "digit_head"),
+    "no tensor": (change_weights(bias="zero"), "digit_head"),
+    "no names": (lambda state: {"weights": list(state["weights"].values())}, "dict"),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_a_checkpoint_that_does_not_fit_is_refused(last, both_refuse, misfit):
     state = load_checkpoint(last)
-    save_checkpoint(last, state | {"args": state["args"] | {"model": "colossal"}})
-    both_refuse("last.pt", "does not fit model.py, which has changed since then: unknown model 'colossal'")
-
-
-def test_a_checkpoint_trained_on_other_pixels_is_refused(last, both_refuse):
-    state = load_checkpoint(last)
-    save_checkpoint(last, state | {"normalisation": [0.5, 0.5]})
-    both_refuse("last.pt", "normalisation")
-    save_checkpoint(last, state | {"normalisation": "\x1b[31m" * 50})
-    both_refuse("last.pt", "entry normalisation is damaged")
-
-
-def wrong_shape(weights):
-    return weights | {"digit_head.bias": torch.zeros(11)}
-
-
-def one_missing(weights):
-    return {name: value for name, value in weights.items() if name != "digit_head.bias"}
-
-
-def one_too_many(weights):
-    return weights | {"digit_head.extra": torch.zeros(1)}
-
-
-def not_tensors(weights):
-    return weights | {"digit_head.bias": "zero"}
-
-
-def a_list(weights):
-    return list(weights.values())
-
-
-@pytest.mark.parametrize("spoil", [wrong_shape, one_missing, one_too_many, not_tensors, a_list])
-def test_weights_that_do_not_fit_the_network_are_refused(last, both_refuse, spoil):
-    state = load_checkpoint(last)
-    save_checkpoint(last, state | {"weights": spoil(state["weights"])})
-    both_refuse("last.pt", "dict" if spoil is a_list else "digit_head")
-
-
-def test_the_weights_of_another_network_are_refused(last, both_refuse):
-    state = load_checkpoint(last)
-    save_checkpoint(last, state | {"args": state["args"] | {"model": "base"}})
-    both_refuse("last.pt", "model.py has changed since: bring back")
-
-
-@pytest.mark.parametrize("part", ["raw_weights", "optimizer", "history", "best", "header"])
-def test_a_checkpoint_that_lacks_a_part_or_has_another_tools_is_not_gone_on_from(last, run, small_dir, part):
-    state = load_checkpoint(last)
-    log = last.with_name("logs") / "run.txt"
-    before = log.read_text()
-    spoilt = [{name: value for name, value in state.items() if name != part}]
-    if part in ("raw_weights", "optimizer"):
-        spoilt.append(state | {part: {"other": "tool"}})
-    for other in spoilt:
-        save_checkpoint(last, other)
-        status, _, err = run(train, "--resume", "last.pt", "--data-dir", small_dir, "--device", "cpu")
-        assert status == 2 and err.count("\n") == 1 and "last.pt" in err
-        assert log.read_text() == before
-
-
-def test_a_checkpoint_cannot_name_files_in_other_folders(last, run, small_dir, tmp_path):
-    state = load_checkpoint(last)
-    save_checkpoint(last, state | {"args": state["args"] | {"run_name": "../../elsewhere"}})
-    status, _, err = run(train, "--resume", "last.pt", "--data-dir", small_dir, "--device", "cpu")
-    assert status == 2 and err.count("\n") == 1 and "elsewhere" in err
-    assert not list(tmp_path.parent.glob("elsewhere*"))
+    change, cause = MISFITS[misfit]
+    save_checkpoint(last, state | change(state))
+    both_refuse("last.pt", cause)
 
 
 def test_files_of_other_tools_are_refused(last, both_refuse, tmp_path):
     torch.save(load_checkpoint(last)["weights"], "bare.pt")
-    both_refuse("bare.pt", "not a checkpoint of train.py")
     torch.save(load_checkpoint(last)["weights"], "old.pt", _use_new_zipfile_serialization=False)
-    both_refuse("old.pt", "not a checkpoint of train.py")
     with zipfile.ZipFile("plain.zip", "w") as file:
         file.writestr("readme.txt", "nothing to see")
-    both_refuse("plain.zip", "not a checkpoint of train.py")
+    for name in ("bare.pt", "old.pt", "plain.zip"):
+        both_refuse(name, "not a checkpoint of train.py")
+    for name in ("bare.pt", "plain.zip"):  # the checksum does not make a checkpoint of it
+        (tmp_path / name).write_bytes(with_checksum((tmp_path / name).read_bytes()))
+    both_refuse("bare.pt", "not a checkpoint of train.py")
+    both_refuse("plain.zip", "plain.zip")
     (tmp_path / "text.pt").write_text("weights: good\n")
-    both_refuse("text.pt", "does not begin like one")
     (tmp_path / "empty.pt").write_bytes(b"")
-    both_refuse("empty.pt", "is empty")
     (tmp_path / "folder.pt").mkdir()
+    both_refuse("text.pt", "does not begin like one")
+    both_refuse("empty.pt", "is empty")
     both_refuse("folder.pt", "is a folder")
     both_refuse("absent.pt", "no checkpoint absent.pt")
     both_refuse("text.pt/absent.pt", "Not a directory")
-
-
-def test_the_seal_does_not_make_a_checkpoint_of_a_foreign_file(last, both_refuse, tmp_path):
-    torch.save(load_checkpoint(last)["weights"], "bare.pt")
-    (tmp_path / "bare.pt").write_bytes(with_checksum((tmp_path / "bare.pt").read_bytes()))
-    both_refuse("bare.pt", "not a checkpoint of train.py")
-    with zipfile.ZipFile("plain.zip", "w") as file:
-        file.writestr("readme.txt", "nothing to see")
-    (tmp_path / "plain.zip").write_bytes(with_checksum((tmp_path / "plain.zip").read_bytes()))
-    both_refuse("plain.zip", "plain.zip")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -248,39 +198,20 @@ def full_disk(monkeypatch):
     return fill
 
 
-FILES_OF_A_RUN = ["logs/run-best.pt", "logs/run-last.pt", "logs/run.csv", "logs/run.txt", "best.pt", "last.pt"]
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def interrupted_after_an_epoch(run, small_flags, monkeypatch):
-    """Leave a run in the current folder that has one epoch done of two."""
-    epochs = Batches.epoch
-
-    def first_only(self, epoch):
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return epochs(self, epoch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Batches, "epoch", first_only)
-        assert run(train, *small_flags)[0] == 130
-
-
 @pytest.mark.parametrize("name", FILES_OF_A_RUN)
 def test_a_full_disk_ends_the_run_in_one_line_and_leaves_the_file_before(
-    run, small_flags, monkeypatch, full_disk, tmp_path, name
+    run, small_flags, monkeypatch, stop_after, full_disk, tmp_path, name
 ):
-    interrupted_after_an_epoch(run, small_flags, monkeypatch)
+    stop_after(1)
+    assert run(train, *small_flags)[0] == 130
+    stop_after(None)
     before = contents(tmp_path)
-    assert sorted(before) == sorted(FILES_OF_A_RUN)
+    assert list(before) == FILES_OF_A_RUN
     full_disk(os.path.basename(name))
     status, _, err = run(train, *small_flags, "--resume", "last.pt")
     assert status == 2 and err.count("\n") == 1 and name in err and "File too large" in err
     after = contents(tmp_path)
-    assert sorted(after) == sorted(before) and after[name] == before[name]
+    assert list(after) == FILES_OF_A_RUN and after[name] == before[name]
     monkeypatch.setattr("support.files.open", open, raising=False)
     assert run(train, *small_flags, "--resume", "last.pt")[0] == 0  # once there is room, the run continues
 
@@ -386,18 +317,12 @@ def test_a_learning_rate_far_too_high_says_so(run, small_flags, tmp_path):
 def test_a_machine_without_the_memory_says_so(run, small_flags, monkeypatch):
     """The allocators' own errors: no machine has a thousand terabytes; CUDA's is raised by hand."""
 
-    def refuse(*arguments, **options):
+    def refuse():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
-    def tensor(*arguments, **options):
-        return torch.empty(2**50)
-
-    def plain(*arguments, **options):
-        return bytearray(2**60)
-
-    for demand in (tensor, plain, refuse):
+    for demand in (lambda: torch.empty(2**50), lambda: bytearray(2**60), refuse):
         with monkeypatch.context() as patch:
-            patch.setattr(TwoHeadNet, "Batches", demand)
+            patch.setattr(TwoHeadNet, "Batches", lambda *_, demand=demand: demand())
             status, _, err = run(train, *small_flags)
         assert status == 2 and err.count("\n") == 1 and "not enough memory" in err and "--batch-size" in err
     assert run(train, *small_flags)[0] == 0  # the refused starts are not in the way

@@ -111,15 +111,13 @@ def test_a_warp_shifts_by_at_most_two_pixels_and_keeps_black_outside():
     assert bent[:, :, 0].abs().max() < 1e-6
 
 
-def test_synthetic_digits_are_reproducible_and_can_be_told_apart():
-    images, digits = synthetic.make_synthetic(2000, seed=5)
-    again, _ = synthetic.make_synthetic(2000, seed=5)
-    assert images.shape == (2000, 28, 28) and images.dtype == np.uint8 and np.array_equal(images, again)
-    assert np.bincount(digits, minlength=10).min() > 130
-    other, other_digits = synthetic.make_synthetic(500, seed=6)  # other hands
-    known, asked = (torch.from_numpy(x).flatten(1).float() for x in (images, other))
-    nearest = torch.cdist(asked, known).argmin(dim=1).numpy()
-    assert (digits[nearest] == other_digits).mean() > 0.8
+def test_synthetic_digits_are_reproducible_and_can_be_told_apart(small, small_dir):
+    (known, digits), (asked, asked_digits) = small, synthetic.load_synthetic(small_dir, train=False)  # other hands
+    again, again_digits = synthetic.make_synthetic(150, seed=4)
+    assert again.shape == (150, 28, 28) and again.dtype == np.uint8 and np.array_equal(again, asked[:, 0].numpy())
+    assert np.array_equal(again_digits, asked_digits.numpy()) and torch.bincount(digits, minlength=10).min() > 40
+    nearest = torch.cdist(asked.flatten(1).float(), known.flatten(1).float()).argmin(dim=1)
+    assert (digits[nearest] == asked_digits).double().mean() > 0.7
 
 
 def test_synthetic_cache_is_made_anew_where_it_is_damaged(small_dir, tmp_path, monkeypatch):

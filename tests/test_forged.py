@@ -2,17 +2,15 @@
 
 import collections
 import copy
-import json
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import train
+from conftest import contents
 from support.checkpoint import load_checkpoint, save_checkpoint
 
 MUTATIONS = int(os.environ.get("MUTATIONS", 300))  # of the long test
@@ -57,6 +55,8 @@ FORGERIES = {
         lambda state: state["optimizer"].pop(0),
         lambda state: state["optimizer"].update({999: {}}),
         lambda state: state.update(optimizer=[]),
+        lambda state: state.update(optimizer={"other": "tool"}),
+        lambda state: state.pop("optimizer"),
     ],
     "history": [
         lambda state: state["history"].pop(),
@@ -70,9 +70,11 @@ FORGERIES = {
         lambda state: state["history"][1].update(val_sum_loss="low"),
         lambda state: state["history"][1].update(sum_loss=None),
         lambda state: state.update(history={"epoch": 1}),
+        lambda state: state.pop("history"),
     ],
     "best": [
         lambda state: state.update(best=None),
+        lambda state: state.pop("best"),
         lambda state: state["best"].update(joint_accuracy="high"),
         lambda state: state["best"].update(joint_accuracy=None),
         lambda state: state["best"].update(epoch=99),
@@ -95,6 +97,7 @@ FORGERIES = {
         lambda state: state["args"].pop("seed"),
         lambda state: state.update(args=[("model", "tiny")]),
     ],
+    "header": [lambda state: state.pop("header")],
     "entry": [
         lambda state: state.update(epoch=-1),
         lambda state: state.update(epoch=10**30),
@@ -110,6 +113,8 @@ FORGERIES = {
         lambda state: state["raw_weights"].update({"digit_head.bias": torch.zeros(10, dtype=torch.int64)}),
         lambda state: state["raw_weights"].update({"digit_head.bias": torch.nn.Parameter(torch.zeros(10))}),
         lambda state: state["weights"].update({"digit_head.bias": torch.full((10,), torch.nan)}),
+        lambda state: state.update(raw_weights={"other": torch.zeros(1)}),
+        lambda state: state.pop("raw_weights"),
         lambda state: state.update(weights=None),
         lambda state: state["weights"].update({3: torch.zeros(1)}),
     ],
@@ -119,11 +124,11 @@ FORGERIES = {
 @pytest.mark.parametrize(("part", "number"), [(part, n) for part, made in FORGERIES.items() for n in range(len(made))])
 def test_a_forged_checkpoint_is_refused_in_one_line(run, forge, small_flags, tmp_path, part, number):
     name = forge(FORGERIES[part][number])
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = contents(tmp_path)
     status, out, err = run(train, "--resume", name, *small_flags[-2:], "--device", "cpu")
     assert status == 2 and not out and err.count("\n") == 1 and err[:-1].isprintable() and len(err) < 1100
     assert name in err and part.rstrip("s") in err.replace("model", "arg")
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert contents(tmp_path) == before
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -223,20 +228,12 @@ def mutated(state, chosen):
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-def test_random_mutations_end_in_order(trained, small_flags, small_dir, tmp_path):
+def test_random_mutations_end_in_order(fork_run, trained, small_dir, tmp_path):
     """Status 0, or status 2 and one printable line; no signal, no traceback, bounded time and memory."""
     seed = int(os.environ.get("MUTATION_SEED", random.randrange(2**32)))
     print(f"the mutations are those of random.Random({seed})")  # pytest shows it where the test fails
     chosen, ends, failures = random.Random(seed), collections.Counter(), []
     states = {name: load_checkpoint(trained / name) for name in ("best.pt", "last.pt")}
-    worker = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("killer.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
     for number in range(MUTATIONS):
         name = chosen.choice(["best.pt", "last.pt", "last.pt"])
         script = "train" if name == "last.pt" and chosen.random() < 0.8 else "evaluate"
@@ -244,11 +241,8 @@ def test_random_mutations_end_in_order(trained, small_flags, small_dir, tmp_path
         folder.mkdir()
         forged = mutated(states[name], chosen)
         save_checkpoint(folder / name, forged)
-        job = {"script": script, "folder": str(folder), "seconds": 60, "memory": MEMORY, "epochs": 2}
-        job["argv"] = [{"train": "--resume", "evaluate": "--ckpt"}[script], name, "--data-dir", str(small_dir)]
-        worker.stdin.write(json.dumps(job) + "\n")
-        worker.stdin.flush()
-        answer = json.loads(worker.stdout.readline())
+        argv = [{"train": "--resume", "evaluate": "--ckpt"}[script], name, "--data-dir", str(small_dir)]
+        answer = fork_run(folder, argv, script=script, seconds=60, memory=MEMORY, epochs=2)
         said = Path(f"{folder}.out").read_bytes().decode(errors="replace")
         lines = said.splitlines()
         in_order = (
@@ -263,7 +257,5 @@ def test_random_mutations_end_in_order(trained, small_flags, small_dir, tmp_path
         ends[script, answer["status"]] += 1
         if not in_order:
             failures.append((number, answer, said[-600:]))
-    worker.stdin.close()
-    worker.wait(timeout=60)
     print(dict(ends))
     assert not failures, failures[:5]

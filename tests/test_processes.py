@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import train
-from conftest import ROOT
+from conftest import FILES_OF_A_RUN, ROOT, contents, same
 from data import Batches
 from support.checkpoint import load_checkpoint
 
@@ -86,8 +86,7 @@ def test_two_processes_follow_the_loss_of_one_and_score_the_same_pairs(run, smal
 def test_process_0_alone_prints_and_writes(in_two):
     folder, output = in_two
     assert len(re.findall("^synthetic test: joint accuracy", output, re.MULTILINE)) == 1
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    assert names == ["best.pt", "last.pt", "logs/run-best.pt", "logs/run-last.pt", "logs/run.csv", "logs/run.txt"]
+    assert list(contents(folder)) == FILES_OF_A_RUN
 
 
 def test_a_process_that_dies_ends_the_job_and_it_can_go_on(small_flags, in_two, tmp_path):
@@ -116,4 +115,4 @@ def test_a_process_that_dies_ends_the_job_and_it_can_go_on(small_flags, in_two, 
     status, output = launch(tmp_path, "--resume", "last.pt", *flags)
     assert status == 0, output
     whole, resumed = (load_checkpoint(folder / "last.pt")["raw_weights"] for folder in (in_two[0], tmp_path))
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert same(whole, resumed)
