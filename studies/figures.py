@@ -2,11 +2,10 @@
 
     python -m studies.figures          from logs/records/ to studies/DESIGN.svg
 
-The published log is a line with dots; the seeds of ours are a band from the lowest to the highest, with their mean.
+The published log is a line with dots; the seeds of ours are thin lines in a band from the lowest to the highest.
 """
 
 import io
-import statistics
 import sys
 from pathlib import Path
 
@@ -59,14 +58,16 @@ def draw(design, runs):
             values = [[curve[epoch] for curve in curves] for epoch in curves[0]]
             epochs = [epoch_number(epoch) for epoch in curves[0]]
             axes.fill_between(epochs, [*map(min, values)], [*map(max, values)], color=REBUILT, alpha=0.25, lw=0)
-            axes.plot(epochs, [*map(statistics.mean, values)], color=REBUILT, lw=1.2)
-            axes.set(xlabel="step" if quantity == "learning_rate" else "epoch", ylabel=label)
+            for curve in curves:
+                axes.plot(epochs, list(curve.values()), color=REBUILT, lw=0.8)
+            axes.set_title(label, fontsize="medium")
+            axes.set_xlabel("step" if quantity == "learning_rate" else "epoch")
             if quantity == "epoch_loss" and max(map(max, values)) > 5 * min(map(min, values)):
                 axes.set_yscale("log")
             axes.grid(alpha=0.3)
         logs = " (two logs)" if len(published_figures(design)) > 1 else ""
         handles = [axes.plot([], [], "o-", color=PUBLISHED, markersize=2.5)[0], axes.plot([], [], color=REBUILT)[0]]
-        labels = [f"published{logs}", f"rebuilt, mean and range of {len(runs)} seeds"]
+        labels = [f"published{logs}", f"rebuilt, {len(runs)} seeds"]
         figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Title": f"{design}: published and rebuilt"})
