@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from support.checkpoint import DATASET_NAMES
 from support.mnist import DataError, MissingDataError, load_mnist
@@ -241,7 +242,8 @@ def load_folder(folder):
     for file in files:
         if not re.match(r"[0-9](?![0-9])", file.name):
             raise DataError(f"{file} is not named by its digit; a 7 is 7_anything{file.suffix}")
-    images = [torch.from_numpy(read_digits(file)[0]) for file in files]
+    progress = tqdm(files, unit="image", delay=2, leave=False, disable=None)
+    images = [torch.from_numpy(read_digits(file)[0]) for file in progress]
     return torch.stack(images).unsqueeze(1), torch.tensor([int(file.name[0]) for file in files]), Path(folder).name
 
 

@@ -18,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from data import ADDENDS, prepare
 from evaluate import load_model
 from support import cli
 from support.files import write_atomically
-from support.images import ImageError, image_files, png, read_digits
+from support.images import ImageError, image_files, name_of, png, read_digits
 
 DEFAULT_CKPTS = ("best.pt", "logs/tiny.pt")  # the first that is there
 BLOCKS = " ▀▄█"  # neither, the upper, the lower, both of two pixels
@@ -33,7 +34,7 @@ GREYS = " .:-=+*#%@"
 def read_all(paths, split):
     """(path, digit) of each digit in each picture, digits uint8 [28, 28], and a line for each unusable picture."""
     found, problems = [], []
-    for path in paths:
+    for path in tqdm(paths, unit="image", delay=2, leave=False, disable=None):
         try:
             found += [(path, digit) for digit in read_digits(path, split)]
         except ImageError as error:
@@ -78,7 +79,7 @@ def record(path, digit, number, digit_probabilities, sum_probabilities):
 def in_words(entry):
     """One answer as a line."""
     line = (
-        f"{cli.one_line(entry['image'])}: digit {entry['digit']} ({100 * entry['digit_probability']:.1f} %), "
+        f"{cli.one_line(str(name_of(entry['image'])))}: digit {entry['digit']} ({100 * entry['digit_probability']:.1f} %), "
         f"plus {entry['number']}: sum {entry['sum']} ({100 * entry['sum_probability']:.1f} %)"
     )
     if entry["digit"] + entry["number"] != entry["sum"]:

@@ -9,6 +9,7 @@ P. Haffner, "Gradient-Based Learning Applied to Document Recognition", Proc. IEE
 http://yann.lecun.com/exdb/mnist/). Before that, a photo needs its ink told from its paper.
 """
 
+import contextlib
 import io
 import itertools
 import sys
@@ -41,13 +42,13 @@ def read_digits(path, split=False):
     With `split` one for each digit, from left to right, else the only one. Raises ImageError: unreadable, too large, no
     ink, or several digits without `split`.
     """
-    grey = read_grey(path)
+    grey, name = read_grey(path), name_of(path)
     if (mnist := as_it_is(grey)) is not None:
         return [mnist]
-    ink, threshold = find_ink(grey, path)
-    digits = [fit(part, threshold) for part in separate(ink, threshold, path)]
+    ink, threshold = find_ink(grey, name)
+    digits = [fit(part, threshold) for part in separate(ink, threshold, name)]
     if len(digits) > 1 and not split:
-        raise ImageError(f"{path} shows {len(digits)} digits or more; --split reads them from left to right")
+        raise ImageError(f"{name} shows {len(digits)} digits or more; --split reads them from left to right")
     return digits
 
 
@@ -72,31 +73,37 @@ def png(image):
     return buffer.getvalue()
 
 
+def name_of(path):
+    """What messages call the picture."""
+    return "standard input" if str(path) == "-" else path
+
+
 def read_grey(path):
     """The picture as float32 [height, width] from 0 to 255, upright, on white where it is transparent."""
+    name = name_of(path)
     try:
-        with sys.stdin.buffer if str(path) == "-" else open(path, "rb") as file:
+        with contextlib.nullcontext(sys.stdin.buffer) if str(path) == "-" else open(path, "rb") as file:
             content = file.read(BYTES_LIMIT + 1)
     except OSError as error:
         raise ImageError(f"cannot read {path}: {error.strerror or error}") from None
     if not content:
-        raise ImageError(f"{path} is empty")
+        raise ImageError(f"{name} is empty")
     if len(content) > BYTES_LIMIT:
-        raise ImageError(f"{path} has more than {BYTES_LIMIT // 10**6} MB")
+        raise ImageError(f"{name} has more than {BYTES_LIMIT // 10**6} MB")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged metadata; the size is checked below
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 image.draft("L", (WORKING_SIDE, WORKING_SIDE))  # a JPEG is decoded at a fraction of its size
                 if image.width * image.height > PIXELS_LIMIT:
-                    raise ImageError(f"{path} has {image.width} x {image.height} pixels; make it smaller")
+                    raise ImageError(f"{name} has {image.width} x {image.height} pixels; make it smaller")
                 return to_grey(shrink(ImageOps.exif_transpose(image)))
     except (ImageError, MemoryError):
         raise
     except Image.DecompressionBombError:
-        raise ImageError(f"{path} has too many pixels; make it smaller") from None
+        raise ImageError(f"{name} has too many pixels; make it smaller") from None
     except Exception:  # Pillow raises many kinds on damaged files
-        raise ImageError(f"{path} is damaged or not a picture that Pillow reads; save it as PNG or JPEG") from None
+        raise ImageError(f"{name} is damaged or not a picture that Pillow reads; save it as PNG or JPEG") from None
 
 
 def shrink(image):
@@ -143,7 +150,7 @@ def as_it_is(grey):
 # Ink and paper
 
 
-def find_ink(grey, path):
+def find_ink(grey, name):
     """(ink, threshold): how much darker, or lighter, than its paper each pixel is, float32 [height, width], and from
     where on it counts as inked. Raises ImageError where there is no ink."""
     level = grey - surface(grey)
@@ -155,7 +162,7 @@ def find_ink(grey, path):
     lowest = max(CONTRAST, 5 * noise(ink))
     near = spread(ink > lowest, 3)
     if not near.any():
-        raise ImageError(f"{path} shows no ink: nothing in it differs clearly from its background")
+        raise ImageError(f"{name} shows no ink: nothing in it differs clearly from its background")
     return ink, max(otsu(ink[near]), lowest / 2)
 
 
@@ -245,7 +252,7 @@ def otsu(values):
 # Digits
 
 
-def separate(ink, threshold, path):
+def separate(ink, threshold, name):
     """The ink of each digit alone, from left to right: a list of float32 [height, width], zero elsewhere.
 
     Pieces that lie above one another or nearly touch are one digit; specks and what runs along the rim are none.
@@ -265,7 +272,7 @@ def separate(ink, threshold, path):
     groups = sorted((group for group in groups if group.height >= 0.35 * tallest), key=lambda group: group.left)
     for one, other in itertools.pairwise(groups):
         if other.left + other.right < 2 * one.right and (other.top > one.bottom or one.top > other.bottom):
-            raise ImageError(f"{path} shows several lines of digits; cut it into pictures of one line or one digit")
+            raise ImageError(f"{name} shows several lines of digits; cut it into pictures of one line or one digit")
     return [np.where(group.mask, ink, 0) for group in groups]
 
 
