@@ -78,8 +78,9 @@ def record(path, digit, number, digit_probabilities, sum_probabilities):
 
 def in_words(entry):
     """One answer as a line."""
+    name = cli.one_line(str(name_of(entry["image"])))
     line = (
-        f"{cli.one_line(str(name_of(entry['image'])))}: digit {entry['digit']} ({100 * entry['digit_probability']:.1f} %), "
+        f"{name}: digit {entry['digit']} ({100 * entry['digit_probability']:.1f} %), "
         f"plus {entry['number']}: sum {entry['sum']} ({100 * entry['sum_probability']:.1f} %)"
     )
     if entry["digit"] + entry["number"] != entry["sum"]:

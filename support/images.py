@@ -90,10 +90,12 @@ def read_grey(path):
         raise ImageError(f"{name} is empty")
     if len(content) > BYTES_LIMIT:
         raise ImageError(f"{name} has more than {BYTES_LIMIT // 10**6} MB")
+    Image.init()  # else it knows the most common formats only
+    formats = [name for name in FORMATS if name in Image.OPEN]  # an older Pillow has fewer
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged metadata; the size is checked below
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(content), formats=formats) as image:
                 image.draft("L", (WORKING_SIDE, WORKING_SIDE))  # a JPEG is decoded at a fraction of its size
                 if image.width * image.height > PIXELS_LIMIT:
                     raise ImageError(f"{name} has {image.width} x {image.height} pixels; make it smaller")
@@ -154,12 +156,14 @@ def find_ink(grey, name):
     """(ink, threshold): how much darker, or lighter, than its paper each pixel is, float32 [height, width], and from
     where on it counts as inked. Raises ImageError where there is no ink."""
     level = grey - surface(grey)
-    for _ in range(2):
-        if min(grey.shape) >= 100 and noise(level) > 4:
-            level = box_mean(level, 1)
+    grain = noise(level)
+    means = int(grain > 4) + int(grain > 12) if min(grey.shape) >= 100 else 0
+    for _ in range(means):
+        level = box_mean(level, 1)
+    grain *= (1, 1 / 3, 19 / 81)[means]  # what is left of independent noise
     ink = -level if is_dark(level) else level
     ink = ink - paper_below(ink)
-    lowest = max(CONTRAST, 5 * noise(ink))
+    lowest = max(CONTRAST, 9 * grain)  # noise reaches up to 5, and `paper_below` follows it down to -3
     near = spread(ink > lowest, 3)
     if not near.any():
         raise ImageError(f"{name} shows no ink: nothing in it differs clearly from its background")
