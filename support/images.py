@@ -113,7 +113,7 @@ def shrink(image):
     if image.mode[0] in "IF":
         values = np.asarray(image, np.float32)
         values = np.nan_to_num(values, posinf=0, neginf=0)
-        ranges = (1, 255, 65535) if image.mode == "F" else (65535,)
+        ranges = {"F": (1, 255, 65535), "I": (255, 65535)}.get(image.mode, (65535,))
         white = next((top for top in ranges if values.max() <= top), values.max())
         image = Image.fromarray(np.clip(values * (255 / white), 0, 255))
     elif image.mode != "L" or image.has_transparency_data:
