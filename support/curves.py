@@ -1,0 +1,119 @@
+"""What the CSV files of runs and sweeps hold, checked; runs that differ in the seed alone become one curve."""
+
+import csv
+import math
+import re
+import statistics
+from collections import namedtuple
+from pathlib import Path
+
+from support import runlog, sweep
+from support.checkpoint import VAL_LOSSES
+from support.cli import UserError, one_line
+from support.files import read_text
+from support.optim import SCHEDULES, learning_rate_at
+
+Run = namedtuple("Run", "epochs test log")  # a dict for each epoch; a dict, empty before the end; the log's text
+Curve = namedtuple("Curve", "x mean low high")  # lists; the band is the mean ± the standard deviation
+
+
+def read_table(path):
+    """(headings, rows): the CSV at `path`, as text. Raises UserError where it is none of this project."""
+    try:
+        rows = list(csv.reader(read_text(path).splitlines()))
+    except csv.Error as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    headings = tuple(rows[0]) if rows else ()
+    if any(len(row) != len(headings) for row in rows):
+        raise UserError(f"{path} is cut short or damaged: its lines differ in length")
+    return headings, rows[1:]
+
+
+def is_sweep(path):
+    """Whether this CSV is of train.py --find-lr."""
+    return read_table(path)[0] == sweep.COLUMNS
+
+
+def read_run(path):
+    """The `Run` of a CSV file, with the log beside it where there is one. Raises UserError."""
+    headings, rows = read_table(path)
+    old = [name for name in runlog.COLUMNS if name not in VAL_LOSSES]  # from before the validation losses
+    if headings not in (runlog.COLUMNS, tuple(old)):
+        raise UserError(f"{path} is not a CSV file of train.py: its first line is {one_line(','.join(headings))[:80]}")
+    epochs, test = [], {}
+    for row in rows:
+        split, *cells = row
+        values = {name: number(cell, path) for name, cell in zip(headings[1:], cells, strict=True) if cell}
+        if split == "test":
+            test = values
+        elif split == "validation" and values.get("epoch") == len(epochs) + 1 and not test:
+            epochs.append(values)
+        else:
+            raise UserError(f"{path} is damaged: its epochs are not in order")
+    if not epochs:
+        raise UserError(f"{path} holds no epoch")
+    log = Path(path).with_suffix(".txt")
+    return Run(epochs, test, read_text(log) if log.is_file() else "")
+
+
+def read_sweep(path):
+    """{column: list of floats} of a CSV of --find-lr. Raises UserError."""
+    headings, rows = read_table(path)
+    if len(rows) < 3:
+        raise UserError(f"{path} holds too few steps")
+    return {name: [number(row[n], path) for row in rows] for n, name in enumerate(headings)}
+
+
+def number(cell, path):
+    """The cell as a finite float of at least 0. Raises UserError."""
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise UserError(f"{path} is damaged: {one_line(cell)[:40]!r} is not a figure of a run")
+    return value
+
+
+def group_of(path):
+    """The name of a run without its seed, and without the time that names a run by default: base-s3 is of base."""
+    return re.sub(r"-s\d+(-\d{8}-\d{6})?$", "", Path(path).stem)
+
+
+def curve(runs, column):
+    """The `Curve` of a column over the epochs, from the runs that have it; None where none has."""
+    values = {}
+    for run in runs:
+        for row in run.epochs:
+            if column in row:
+                values.setdefault(int(row["epoch"]), []).append(row[column])
+    if not values:
+        return None
+    epochs = sorted(values)
+    means = [statistics.mean(values[epoch]) for epoch in epochs]
+    deviations = [statistics.stdev(values[epoch]) if len(values[epoch]) > 1 else 0.0 for epoch in epochs]
+    low, high = ([m + sign * d for m, d in zip(means, deviations, strict=True)] for sign in (-1, 1))
+    return Curve(epochs, means, low, high)
+
+
+def test_mean(runs, column):
+    """The mean of a column of the test over the runs that are finished; None where none is."""
+    values = [run.test[column] for run in runs if column in run.test]
+    return statistics.mean(values) if values else None
+
+
+def schedule(run):
+    """(steps, rates): the learning rate over the steps of a run, from the arguments in its log; None without a log."""
+    arguments = re.search(r"^arguments +(.*(?:\n {12}.*)*)", run.log, re.MULTILINE)
+    images = re.search(r"^data set .*?: ([\d,]{1,12}) training", run.log, re.MULTILINE)
+    words = dict(re.findall(r"(\w+)=(\S+)", arguments.group(1))) if arguments else {}
+    try:
+        epochs, batch, peak = int(words["epochs"]), int(words["batch_size"]), float(words["learning_rate"])
+        steps = epochs * -(-int(images.group(1).replace(",", "")) // batch)
+        kind = words["schedule"]
+    except (AttributeError, LookupError, ValueError, ZeroDivisionError):
+        return None
+    if kind not in SCHEDULES or not 0 < steps < 10**8 or not 0 < peak < math.inf:
+        return None
+    shown = sorted({round(n * (steps - 1) / 1000) for n in range(1001)})
+    return shown, [learning_rate_at(step, steps, peak, kind) for step in shown]

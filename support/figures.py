@@ -1,0 +1,90 @@
+"""How figures look and are written: colours that colour-blind readers tell apart, the same bytes for the same input.
+
+The colours are those of M. Okabe and K. Ito, "Color Universal Design", 2008; lines differ in marker and stroke too. A
+figure is 9 inches wide at 100 dots per inch, so that it is not scaled in a README.
+"""
+
+import io
+from pathlib import Path
+
+from support.cli import UserError
+from support.files import write_atomically
+
+try:
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.patches import FancyBboxPatch
+    from matplotlib.ticker import MaxNLocator
+except ImportError:
+    matplotlib = None
+
+WIDTH = 9.0  # inches
+FORMATS = ("png", "svg")
+MARKERS = "osD^vPX*"
+COLOURS = {  # the first is black on white and white on black
+    "light": ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F"),
+    "dark": ("#FFFFFF", "#56B4E9", "#E69F00", "#3FBF9B", "#CC79A7", "#F0E442", "#E8743B", "#B0B0B0"),
+}
+GROUNDS = {"light": ("#FFFFFF", "#1F2328", "#C9CED4"), "dark": ("#0D1117", "#E6EDF3", "#484F58")}  # page, text, grid
+SEQUENTIAL = {"light": "Blues", "dark": "cividis"}
+
+
+def require_matplotlib():
+    """Raise UserError where matplotlib is missing."""
+    if matplotlib is None:
+        raise UserError("plot.py needs matplotlib: pip install -r requirements-dev.txt")
+
+
+def style(theme):
+    """A context in which figures have this theme, "light" or "dark"."""
+    page, text, grid = GROUNDS[theme]
+    settings = {"figure.facecolor": page, "axes.facecolor": page, "savefig.facecolor": page, "text.color": text}
+    settings |= {f"{part}.color": text for part in ("xtick", "ytick")}
+    settings |= {"axes.edgecolor": text, "axes.labelcolor": text, "grid.color": grid, "legend.edgecolor": grid}
+    settings |= {"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left"}
+    settings |= {"font.family": "DejaVu Sans", "lines.markersize": 4, "axes.spines.top": False}
+    settings |= {"axes.spines.right": False, "svg.hashsalt": "mnist-addend", "figure.dpi": 100, "savefig.dpi": 100}
+    return matplotlib.rc_context(matplotlib.rcParamsDefault | settings)
+
+
+def look(theme, number):
+    """(colour, marker) of the group of runs of this number, from 0."""
+    return [*COLOURS[theme][1:], COLOURS[theme][0]][number], MARKERS[number]
+
+
+def new_figure(height, rows=1, columns=1, **options):
+    """(figure, its axes as a list) of the common width, in inches, with room made for all labels."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    return figure, list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+
+
+def save(figure, stem, formats):
+    """Write the figure to `stem`.png and the like, without a date; returns the paths."""
+    paths = [Path(f"{stem}.{kind}") for kind in formats]
+    for kind, path in zip(formats, paths, strict=True):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
+        write_atomically(path, buffer.getvalue())
+    return paths
+
+
+def heat_map(axes, values, theme, label, high, text=None):
+    """Draw `values` (rows of floats, nan for none) as coloured cells with `text` in them, a colour bar at the side."""
+    colours = matplotlib.colormaps[SEQUENTIAL[theme]].with_extremes(bad=GROUNDS[theme][2])
+    picture = axes.imshow(values, cmap=colours, vmin=0, vmax=high, interpolation="nearest", aspect="auto")
+    axes.figure.colorbar(picture, ax=axes, label=label, fraction=0.05, pad=0.02, ticks=MaxNLocator(6, integer=high > 5))
+    axes.set(xticks=range(len(values[0])), yticks=range(len(values)))
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    for row, words in enumerate(text or []):
+        for column, word in enumerate(words):
+            red, green, blue, _ = picture.cmap(picture.norm(values[row][column]))
+            bright = 0.3 * red + 0.59 * green + 0.11 * blue > 0.5
+            axes.text(column, row, word, ha="center", va="center", fontsize=8, color="black" if bright else "white")
+
+
+def rounded_box(corner, width, height, edge, face):
+    """A box with rounded corners, in units of the axes."""
+    shape = "round,pad=0,rounding_size=0.5"
+    return FancyBboxPatch(corner, width, height, boxstyle=shape, edgecolor=edge, facecolor=face, linewidth=1.5)

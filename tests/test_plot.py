@@ -1,0 +1,199 @@
+"""The figures: of the right things, the same bytes for the same input, and errors in one line."""
+
+import re
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import plot
+import train
+from conftest import ROOT
+from support import curves, figures
+
+pytest.importorskip("matplotlib")
+RECORDS = ROOT / "logs" / "records"
+PICTURES = [f"best-{name}.png" for name in plot.PICTURES]
+
+
+@pytest.fixture(scope="module")
+def folder(trained, tmp_path_factory):
+    """A folder with a finished run and a sweep in logs/."""
+    folder = tmp_path_factory.mktemp("plotted")
+    shutil.copytree(trained, folder, dirs_exist_ok=True)
+    rows = [
+        ",".join([f"{10 ** (n / 10 - 7):g}", "1", "2", "3", f"{5 - n / 20 if n < 60 else n - 50}"]) for n in range(81)
+    ]
+    heading = "learning_rate,digit_loss,sum_loss,loss,smoothed_loss"
+    (folder / "logs" / "run-find-lr.csv").write_text("\n".join([heading, *rows]) + "\n")
+    return folder
+
+
+def test_a_folder_gives_every_figure_and_says_what_it_wrote(run, folder, small_dir, tmp_path):
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    status, out, err = run(plot, folder, "--data-dir", small_dir, "--format", "png", "--device", "cpu")
+    assert status == 0 and not err
+    wanted = sorted(["curves-run.png", "run-find-lr.png", *PICTURES])
+    assert sorted(out.split()) == [f"figures/{name}" for name in wanted]
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == wanted
+    for name in wanted:
+        content = (tmp_path / "figures" / name).read_bytes()
+        assert content[:8] == b"\x89PNG\r\n\x1a\n" and int.from_bytes(content[16:20], "big") == 900
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_the_same_input_gives_the_same_bytes_and_dark_gives_others(run, tmp_path):
+    files = [RECORDS / "tiny-s0.csv", RECORDS / "tiny-s1.csv"]
+    for out, flags in (("a", []), ("b", []), ("dark", ["--dark"])):
+        assert run(plot, *files, "--out", out, *flags)[0] == 0
+    for kind in figures.FORMATS:
+        first, second = ((tmp_path / name / f"curves-tiny.{kind}").read_bytes() for name in "ab")
+        assert first == second != (tmp_path / "dark" / f"curves-tiny-dark.{kind}").read_bytes()
+    assert b"<dc:date>" not in (tmp_path / "a" / "curves-tiny.svg").read_bytes()
+
+
+def test_seeds_are_one_curve_with_a_band_of_one_standard_deviation():
+    runs = [curves.Run([{"epoch": 1.0, "sum_loss": loss}], {"sum_accuracy": loss}, "") for loss in (1.0, 3.0)]
+    assert curves.curve(runs, "sum_loss") == ([1], [2.0], [pytest.approx(2 - 2**0.5)], [pytest.approx(2 + 2**0.5)])
+    assert curves.curve(runs, "val_sum_loss") is None and curves.test_mean(runs, "sum_accuracy") == 2
+    names = ["base-s0", "base-s12", "tiny-s1-20260102-153000", "mine", "study-sum-encoding-shift-s2"]
+    assert [curves.group_of(f"{name}.csv") for name in names] == [
+        *("base", "base", "tiny", "mine", "study-sum-encoding-shift")
+    ]
+
+
+def test_a_record_from_before_the_validation_losses_and_a_new_log_are_read(trained):
+    old, new = curves.read_run(RECORDS / "tiny-s0.csv"), curves.read_run(trained / "logs" / "run.csv")
+    assert len(old.epochs) == 10 and "val_sum_loss" not in old.epochs[0] and old.test["joint_accuracy"] > 0.99
+    assert len(new.epochs) == 2 and new.epochs[0]["val_sum_loss"] > 0 and new.test["val_sum_loss"] > 0
+
+
+def test_the_schedule_is_that_of_the_run():
+    run = curves.read_run(RECORDS / "tiny-s0.csv")
+    steps, rates = curves.schedule(run)
+    assert steps[-1] == 4299 and max(rates) == pytest.approx(0.02, rel=1e-3)
+    assert rates[-1] == pytest.approx(run.epochs[-1]["learning_rate"])
+    assert curves.schedule(run._replace(log="")) is None
+    assert curves.schedule(run._replace(log=run.log.replace("batch_size=128", "batch_size=0"))) is None
+
+
+def test_the_calibration_error_is_that_of_its_definition():
+    confidence = torch.tensor([0.95] * 10 + [0.55] * 10)
+    right = torch.tensor([True] * 10 + [True] * 3 + [False] * 7)
+    confidences, accuracies, share, error = plot.calibration(confidence, right)
+    assert confidences.tolist() == pytest.approx([0.55, 0.95]) and accuracies.tolist() == pytest.approx([0.3, 1.0])
+    assert share.tolist() == [0.5, 0.5] and error == pytest.approx(0.5 * 0.25 + 0.5 * 0.05)
+    assert plot.calibration(torch.ones(4), torch.ones(4))[3] == 0
+
+
+def answered(digit_answers):
+    """Answers to four images of a 3, certain and right but for `digit_answers` of the first image."""
+    digits, addends = torch.full((4,), 3), torch.arange(10)
+    read = torch.full((4, 10), 3)
+    read[0] = digit_answers
+    sums = digits.unsqueeze(1) + addends
+    return SimpleNamespace(
+        name="tiny", dataset="synthetic", images=torch.zeros(4, 1, 28, 28, dtype=torch.uint8), digits=digits, sums=sums,
+        digit=torch.eye(10)[read] * 0.8 + 0.02, sum=torch.eye(19)[sums], digit_answers=read, sum_answers=sums,
+        right=read == 3,
+    )  # fmt: skip
+
+
+def texts(figure):
+    """All the text in a figure."""
+    found = [figure.get_suptitle()]
+    for axes in figure.axes:
+        found += [
+            axes.get_title("left"),
+            axes.get_title(),
+            axes.get_xlabel(),
+            *(text.get_text() for text in axes.texts),
+        ]
+    return "\n".join(found)
+
+
+def test_wrong_answers_are_told_apart_by_more_than_colour():
+    with figures.style("light"):
+        figure = plot.draw_samples(answered(8), "light")
+        assert len(re.findall(r"^3 \+ \d → 8, \d+ ✗$", texts(figure), re.MULTILINE)) == 4 + 1
+        assert len(re.findall(r"^3 \+ \d → 3, \d+ ✓$", texts(figure), re.MULTILINE)) == 3
+
+
+def test_the_errors_name_the_digit_read_and_its_probability():
+    with figures.style("dark"):
+        said = texts(plot.draw_errors(answered(8), "dark"))
+        assert "3 read as 8" in said and "82.0 % sure, no. 0" in said and "all 1 among 4" in said
+        assert "all 0 among 4" in texts(plot.draw_errors(answered(3), "dark"))
+
+
+def test_the_confusion_matrix_counts_pairs():
+    with figures.style("light"):
+        said = texts(plot.draw_confusion(answered(8), "light"))
+    assert "digit: 10 of 40 pairs wrong" in said and "sum: 0 of 40 pairs wrong" in said
+    assert "\n30\n" in said and "\n10\n" in said
+
+
+def test_the_architecture_shows_every_part_with_its_parameters():
+    from model import build_model
+
+    with figures.style("light"):
+        said = texts(plot.draw_architecture(build_model("tiny"), "tiny", "light"))
+    assert "9,941 parameters" in said and "2,304" in said and "conv 3×3, 16 groups" in said and "sum head" in said
+
+
+BAD = [
+    *("", "none.csv", "none.pt", "empty", "text.txt", "text.csv", "short.csv", "order.csv", "nan.csv", "header.csv"),
+    *("text.pt", "run.csv --format gif", "run.csv --out text.txt", "run.csv --dataset fashion", "run.csv --data"),
+    *("a/run.csv a a", "few-find-lr.csv"),
+]
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_a_bad_command_line_is_answered_in_one_line(run, trained, tmp_path, line):
+    text = (trained / "logs" / "run.csv").read_text()
+    lines = text.splitlines()
+    for name, content in {
+        "run.csv": text,
+        "text.txt": "x",
+        "text.csv": "a,b\n1,2\n",
+        "text.pt": "x",
+        "short.csv": text[: len(text) - 60],
+        "order.csv": "\n".join([lines[0], lines[2], lines[1]]),
+        "nan.csv": text.replace(",2,", ",nan,", 1),
+        "header.csv": lines[0],
+        "few-find-lr.csv": "learning_rate,digit_loss,sum_loss,loss,smoothed_loss\n1,1,1,1,1\n",
+        "a/run.csv": text,
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    (tmp_path / "empty").mkdir()
+    status, _, err = run(plot, *line.split())
+    assert status == 2 and err.startswith("plot.py: error: ") and err.count("\n") == 1
+    assert (tmp_path / "run.csv").read_text() == text
+
+
+def test_too_many_different_runs_are_refused(run):
+    files = [RECORDS / f"{name}-s0.csv" for name in ("base", "tiny", "fast", "study-default")]
+    files += [RECORDS / f"study-sum-encoding-{name}-s0.csv" for name in ("binary", "scalar", "shift")]
+    files += [RECORDS / f"study-addend-encoding-{name}-s0.csv" for name in ("binary", "scalar")]
+    status, _, err = run(plot, *files)
+    assert status == 2 and "9 different runs" in err and "at most 8" in err
+
+
+def test_without_matplotlib_one_line_says_how_to_install_it(run, trained, monkeypatch):
+    monkeypatch.setattr(figures, "matplotlib", None)
+    status, out, err = run(plot, trained)
+    assert status == 2 and not out and err.count("\n") == 1 and "pip install -r requirements-dev.txt" in err
+
+
+def test_help_fits_80_columns(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    status, out, _ = run(plot, "--help")
+    assert status == 0 and "usage: python plot.py" in out and max(map(len, out.splitlines())) <= 80
+
+
+def test_the_sweep_of_train_py_is_drawn(run, small_flags):
+    assert run(train, *small_flags, "--find-lr", "--batch-size", 128, "--addends-per-image", 1)[0] == 0
+    status, out, _ = run(plot, "logs/run-find-lr.csv", "--format", "svg")
+    assert status == 0 and out == "figures/run-find-lr.svg\n"
