@@ -271,7 +271,7 @@ def draw_reliability(answered, theme):
         panel.set_title(f"{word}: expected calibration error {100 * error:.2f} %")
         panel.set(xlim=(0, 102), ylim=(0, 102), ylabel="pairs right, %")
         panel.legend(loc="upper left")
-        below.bar(100 * confidence, 100 * share, width=100 / BINS / 2, color=colour)
+        below.bar((100 * confidence).tolist(), (100 * share).tolist(), width=100 / BINS / 2, color=colour)
         below.set(yscale="log", ylabel="share of pairs, %", xlabel="confidence, %: probability of the answer")
         for part in (panel, below):
             part.grid(linewidth=0.5)

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 import plot
-import train
 from conftest import ROOT
-from support import curves, figures
+from support import curves, figures, sweep
 
 pytest.importorskip("matplotlib")
 RECORDS = ROOT / "logs" / "records"
@@ -25,7 +24,7 @@ def folder(trained, tmp_path_factory):
     rows = [
         ",".join([f"{10 ** (n / 10 - 7):g}", "1", "2", "3", f"{5 - n / 20 if n < 60 else n - 50}"]) for n in range(81)
     ]
-    heading = "learning_rate,digit_loss,sum_loss,loss,smoothed_loss"
+    heading = ",".join(sweep.COLUMNS)
     (folder / "logs" / "run-find-lr.csv").write_text("\n".join([heading, *rows]) + "\n")
     return folder
 
@@ -191,9 +190,3 @@ def test_help_fits_80_columns(run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     status, out, _ = run(plot, "--help")
     assert status == 0 and "usage: python plot.py" in out and max(map(len, out.splitlines())) <= 80
-
-
-def test_the_sweep_of_train_py_is_drawn(run, small_flags):
-    assert run(train, *small_flags, "--find-lr", "--batch-size", 128, "--addends-per-image", 1)[0] == 0
-    status, out, _ = run(plot, "logs/run-find-lr.csv", "--format", "svg")
-    assert status == 0 and out == "figures/run-find-lr.svg\n"
