@@ -9,7 +9,6 @@ import torch
 from data import split_indices
 from model import build_model
 from studies import figures, likeness, replay
-from studies.plan import ABLATIONS, TRIES
 from studies.published import DESIGNS
 
 DIGITS_4 = 5842  # among the 60,000 training images
@@ -171,19 +170,6 @@ def test_stop_ends_early_on_the_schedule_of_all_epochs(replayed):
     part, _ = replayed("average-pooling", "--epochs", 3, "--stop", 2)
     assert set(whole["epoch_loss"]) == {"1", "2", "3"} and set(part["epoch_loss"]) == {"1", "2"}
     assert all(part["epoch_loss"][epoch] == whole["epoch_loss"][epoch] for epoch in part["epoch_loss"])
-
-
-def test_the_recipes_tries_and_ablations_are_command_lines():
-    for design in DESIGNS:
-        replay.build(replay.parse_arguments([design])[1])
-        replay.build(replay.parse_arguments([f"{design}+mended"])[1])
-    for design, tries in TRIES.items():
-        for flags in tries:
-            replay.build(replay.parse_arguments([design, *flags.split()])[1])
-    for design, changes in ABLATIONS.items():
-        for change in changes:
-            words = f"{design}{change}" if change.startswith("+") else f"{design} {change}"
-            replay.build(replay.parse_arguments(words.split())[1])
 
 
 def test_a_run_writes_its_two_files_once(run, small, monkeypatch, tmp_path):
