@@ -36,6 +36,9 @@ TRIES = {
         "--stop 4 --optimizer adam --momentum 0 --lr 0.002 --activation none --pixels unit",
         "--stop 4 --optimizer sgd --momentum 0.9 --lr 0.1 --activation relu",
         "--stop 4 --optimizer sgd --momentum 0.9 --lr 0.1 --activation none",
+        # the nearest of these, to the end of the log
+        "--stop 20 --optimizer adam --momentum 0 --lr 0.002 --activation relu",
+        *(f"--stop 20 --optimizer adam --momentum 0 --lr {rate} --activation none" for rate in (0.001, 0.0015, 0.002)),
     ),
     "average-pooling": (
         "--stop 6 --optimizer sgd --momentum 0.9",
@@ -68,6 +71,7 @@ ABLATIONS = {
         "--momentum 0.9 --schedule one-cycle",
         "--optimizer adam --lr 0.001",
     ),
+    "shared-softmax-lenet": ("--lr 0.03", "+mended --lr 0.03"),
     "two-branch-lenet": ("+no-nine", "+early-softmax"),
 }
 ENCODINGS = {

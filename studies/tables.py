@@ -158,7 +158,7 @@ def ablations(row):
     for design, changes in ABLATIONS.items():
         rows.append(row(f"{design}-published", f"`{design}`", "as its recipe"))
         for change in changes:
-            words = f"with {change[1:]} alone" if change.startswith("+") else change
+            words = change.replace("--", "").replace("+mended", "mended,").replace("+", "of its faults only ")
             rows.append(row(ablation_name(design, change), "", words))
     return table(["design", "change", "seeds", "digit %", "sum %", "joint %"], rows)
 
