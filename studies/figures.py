@@ -1,6 +1,9 @@
-"""Draw each rebuilt design beside its published log.
+"""Draw the figures of the pages from logs/records/ and logs/tiny.pt.
 
-    python -m studies.figures          from logs/records/ to studies/DESIGN.svg
+    python -m studies.figures
+
+Each rebuilt design beside its published log goes to studies/DESIGN.svg, those
+of plot.py go to docs/figures/.
 
 The published log is a line with dots; the seeds of ours are thin lines in a band from the lowest to the highest.
 """
@@ -9,6 +12,7 @@ import io
 import sys
 from pathlib import Path
 
+import plot
 from studies.likeness import published_figures, read_replay
 from support import cli
 from support.files import write_atomically
@@ -81,14 +85,18 @@ def epoch_number(text):
 
 def main(argv=None):
     parser = cli.Parser(__doc__)
-    parser.add_argument("--out", default=str(ROOT / "studies"), metavar="FOLDER", help="where the figures go")
+    parser.add_argument("--out", default=str(ROOT), metavar="FOLDER", help="where studies/ and docs/figures/ are")
     args = parser.parse_args(argv)
     for design in PANELS:
         runs = [read_replay(path) for path in sorted(RECORDS.glob(f"{design}-published-s*.csv"))]
         if runs:
-            path = Path(args.out) / f"{design}.svg"
+            path = Path(args.out) / "studies" / f"{design}.svg"
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, draw(design, runs))
             print(path)
+    runs = [str(path) for size in ("base", "tiny") for path in sorted(RECORDS.glob(f"{size}-s*.csv"))]
+    place = ["--out", str(Path(args.out) / "docs" / "figures"), "--format", "svg", "--data-dir", str(ROOT / "data")]
+    return plot.main([str(ROOT / "logs" / "tiny.pt"), *runs, *place])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Run every experiment behind the tables, and write the tables from the logs.
 
     python -m studies.reproduce          run what is missing in logs/records/,
-                                         then rewrite the tables
+                                         then rewrite the tables and figures
     python -m studies.reproduce --check  run nothing; exit status 1 if a table
                                          differs from the logs
     python -m studies.reproduce --quick  one seed, one epoch of 15,000 images of
@@ -20,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from studies import figures
 from studies.plan import REPLAY, SHARED, finished, plan
 from studies.tables import PAGES, rewrite, tables
 from support import cli
@@ -129,6 +130,8 @@ def main(argv=None):
             differing.append(page)
             if not args.check:
                 write_atomically(ROOT / page, after)
+    if not args.check:
+        figures.main([])
     if args.check and differing:
         print(f"reproduce.py: {', '.join(differing)} differ from the logs; run {parser.prog}", file=sys.stderr)
         return 1

@@ -195,18 +195,19 @@ def figure(value):
 
 
 def index(folder, names):
-    """The table of all records: runs that differ in the seed alone share a line."""
+    """The table of all records: runs that differ in the seed alone share a line, and so do a design's tries."""
     pages = {prefix: "README" for prefix in OURS} | {study_name(flags): "encodings" for flags in ENCODINGS.values()}
     pages |= {study_name(weight_flags(pair)): "weights" for pair in WEIGHTS}
     pages |= {study_name(flags): "precision" for flags in PRECISIONS.values()}
     pages |= {study_name(""): "all studies"}
     groups = {}
     for name in names:
-        groups.setdefault(re.sub(r"-s\d+$", "", name), []).append(name)
+        prefix = re.sub(r"-(try|ablation)-.*", r"-\1-...", re.sub(r"-s\d+$", "", name))
+        groups.setdefault(prefix, []).append(name)
     rows = []
     for prefix, runs in groups.items():
         commits, devices = (", ".join(sorted(facts(folder, runs, rf"^{word} +(.*)$"))) for word in ("commit", "device"))
-        rows.append([f"`{prefix}`", str(len(runs)), pages.get(prefix, "published"), commits, devices])
+        rows.append([f"`{prefix}`", str(len(runs)), pages.get(prefix, "published designs"), commits, devices])
     path = folder / "benchmark-cpu.json"
     if path.exists():
         record = json.loads(read_text(path))
