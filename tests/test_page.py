@@ -299,6 +299,14 @@ def test_undo_takes_back_strokes_samples_and_clearing(visited):
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize(("address", "equation"), [("#7+5", "7+5=12"), ("#9+0", "9+0=9"), ("#7+55", "?+5=?")])
+def test_an_address_opens_with_a_sample_and_a_number(visited, address, equation):
+    visited.browser.get("data:,")
+    visited.browser.get(PAGE.as_uri() + address)
+    assert visited.shown()["equation"] == equation
+
+
+@pytest.mark.browser
 def test_it_works_by_keyboard_alone(visited):
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
