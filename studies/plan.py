@@ -72,6 +72,7 @@ ABLATIONS = {
         "--optimizer adam --lr 0.001",
     ),
     "shared-softmax-lenet": ("--lr 0.03", "+mended --lr 0.03"),
+    "two-softmax-lenet": ("+mended --activation relu",),
     "two-branch-lenet": ("+no-nine", "+early-softmax"),
 }
 ENCODINGS = {

@@ -260,7 +260,7 @@ DESIGNS = {
         ("no-nine", "early-softmax"),
         stated=dict(epochs=20),
         derived=D1,
-        fitted=dict(optimizer="adam", momentum=0.0, learning_rate=0.002, activation="none"),
+        fitted=dict(optimizer="adam", momentum=0.0, learning_rate=0.0015, activation="none"),
         chosen={},
     ),
     "argmax-regression": Design(
