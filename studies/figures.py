@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import plot
+import support.figures
 from studies.likeness import published_figures, read_replay
 from support import cli
 from support.files import write_atomically
@@ -47,13 +48,9 @@ PUBLISHED, REBUILT = "#D55E00", "#0072B2"  # told apart by colour-blind readers,
 
 def draw(design, runs):
     """The figure of one design as the text of an SVG file; the same bytes for the same runs."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise cli.UserError("the figures need matplotlib: pip install matplotlib") from None
-    with matplotlib.rc_context({"svg.hashsalt": design, "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(9, 2.7), layout="constrained", facecolor="white")
+    support.figures.require_matplotlib()
+    with support.figures.matplotlib.rc_context({"svg.hashsalt": design, "svg.fonttype": "none", "font.size": 9}):
+        figure = support.figures.Figure(figsize=(9, 2.7), layout="constrained", facecolor="white")
         for axes, (quantity, label) in zip(figure.subplots(1, 3), PANELS[design].items(), strict=True):
             for log in published_figures(design):
                 epochs = [epoch_number(epoch) for epoch in log.get(quantity, {})]

@@ -49,6 +49,7 @@ TRIES = {
     # Their notebooks state the recipe; these show what else the log would allow.
     "argmax-regression": (
         "--stop 1",
+        "--stop 1 --precision float32",
         "--stop 1 --optimizer adam",
         "--stop 1 --optimizer adam --lr 0.0001",
         "--stop 1 --momentum 0",
@@ -72,7 +73,7 @@ ABLATIONS = {
         "--optimizer adam --lr 0.001",
     ),
     "shared-softmax-lenet": ("--lr 0.03", "+mended --lr 0.03"),
-    "two-softmax-lenet": ("+mended --activation relu",),
+    "two-softmax-lenet": ("+no-nine", "+mended --activation relu"),
     "two-branch-lenet": ("+no-nine", "+early-softmax"),
 }
 ENCODINGS = {

@@ -4,8 +4,8 @@
     python train.py --model two-branch-lenet+mended      the network without its faults, in our loop
     python train.py --model base+no-nine                 our network with one of the faults
 
-They were found as public write-ups and are named here by what they are. What a write-up leaves open is fitted to its
-published log or chosen here, and DESIGNS says which. All of them answer as `model.AddendNet` does, with K addends too.
+The names describe the networks. What a write-up leaves open is fitted to its published log or chosen here, and DESIGNS
+says which. All have the interface of `model.AddendNet`, `addend [B, K]` included.
 """
 
 import functools
@@ -217,7 +217,7 @@ class Design(NamedTuple):
     stated: dict  # by the write-up or its notebook
     derived: dict  # from the figures of its log
     fitted: dict  # to its log: the best of the tries in studies/plan.py
-    chosen: dict  # here, since nothing tells
+    chosen: dict  # here, where the write-up gives no hint
 
     @property
     def recipe(self):
@@ -235,7 +235,7 @@ COMMON = dict(
     precision="float32",  # of the training's forward pass
     unlogged_epochs=0,  # of training before the log begins
     tested_each_epoch=False,
-    averaged_from=0,  # epoch from which stochastic weight averaging runs; 0: none
+    averaged_from=0,  # epochs before stochastic weight averaging; 0: none
 )
 D1 = dict(batch_size=64, digit_weight=0.35, sum_weight=0.15)  # (0.7 digit loss + 0.3 sum loss) / 2, 938 batches
 DESIGNS = {
@@ -277,7 +277,7 @@ DESIGNS = {
         stated=dict(epochs=20),
         # of its 429 steps an epoch, its tests of 78 batches and its curve of the learning rate
         derived=dict(images=55_000, batch_size=128, schedule="linear-cycle", learning_rate=0.166, averaged_from=15),
-        fitted=dict(optimizer="sgd", momentum=0.9),
+        fitted=dict(optimizer="sgd", momentum=0.9),  # OneCycleLR cycles it between 0.95 and 0.85
         chosen={},
     ),
     "two-branch-lenet": Design(

@@ -33,7 +33,7 @@ from support.files import write_atomically
 from support.runlog import environment
 
 COLUMNS = ("design", "epoch", "quantity", "value")
-HEADINGS = "epoch   loss, sum  train digit %  train sum %"
+HEADINGS = "epoch  epoch loss  train digit %  train sum %"
 NETWORK_OPTIONS = ("activation", "dropout", "width")  # given to the network where the command line or recipe has them
 PLACE = ("data_dir", "device", "name", "out")  # do not change a result and are not logged
 
@@ -54,7 +54,7 @@ def make_parser():
     add("--batch-size", type=cli.integer(2), help="images in a step")
     add("--optimizer", choices=("adam", "sgd"), help="Adam, or SGD with --momentum")
     add("--learning-rate", "--lr", type=cli.real(0, above=True), help="constant, or the peak of the schedule")
-    add("--momentum", type=cli.real(0, 0.9999), help="of SGD")
+    add("--momentum", type=cli.real(0, 0.9999), help="of SGD; in a cycle, above 0: between 0.95 and 0.85")
     add("--schedule", choices=("constant", "one-cycle", "linear-cycle"), help="OneCycleLR, its fall cosine or linear")
     add("--precision", choices=("float32", "bfloat16"), help="of the forward pass in training")
     add("--pixels", choices=("normalised", "unit"), help="images with mean 0 and deviation 1, or from 0 to 1")
@@ -75,7 +75,10 @@ def parse_arguments(argv):
         raise cli.UserError(f"there is no design {args.design}: {reason}") from None
     given = {name: value for name, value in vars(args).items() if value is not None and name not in PLACE}
     args.name = args.name or f"{args.design}-s{args.seed}"
-    return args, recipe | given
+    recipe |= given
+    if recipe.get("stop", 0) > recipe["epochs"]:
+        raise cli.UserError(f"--stop {recipe['stop']} is after the last of {recipe['epochs']} epochs")
+    return args, recipe
 
 
 def build(recipe):
@@ -86,7 +89,7 @@ def build(recipe):
     try:
         model = DESIGNS[design].network(faults, **options)
     except TypeError:
-        raise cli.UserError(f"{design} does not have each of the options {', '.join(options)}") from None
+        raise cli.UserError(f"{design} does not take all of these options: {', '.join(options)}") from None
     if recipe["pixels"] == "unit":
         model.register_forward_pre_hook(lambda model, inputs: (inputs[0] * STD + MEAN, *inputs[1:]))
     return model
@@ -286,6 +289,7 @@ def main(argv=None):
     text, table = (Path(args.out) / f"{args.name}.{ending}" for ending in ("txt", "csv"))
     if text.exists() or table.exists():
         raise cli.UserError(f"there is a run {args.name} in {args.out}; choose another --name or --out")
+    Path(args.out).mkdir(parents=True, exist_ok=True)
     training = load_digits("mnist", args.data_dir, train=True)[:2]
     test = load_digits("mnist", args.data_dir, train=False)[:2]
     lines, start = header(argv, recipe, device), time.perf_counter()
@@ -301,7 +305,6 @@ def main(argv=None):
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows([args.design, *row] for row in rows)
-    Path(args.out).mkdir(parents=True, exist_ok=True)
     write_atomically(table, content.getvalue())
     write_atomically(text, "\n".join(lines) + "\n")
 

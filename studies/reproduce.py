@@ -5,10 +5,12 @@
     python -m studies.reproduce --check  run nothing; exit status 1 if a table
                                          differs from the logs
     python -m studies.reproduce --quick  one seed, one epoch of 15,000 images of
-                                         everything; prints, keeps nothing
+                                         all but tries and ablations; prints,
+                                         keeps nothing
 
-It can be stopped at any time and called again: finished runs are skipped, the
-interrupted ones continue.
+It can be stopped at any time and called again: finished runs are skipped,
+interrupted ones continue, those of studies.replay start again. The figures need
+matplotlib, which is in requirements-dev.txt.
 """
 
 import os
@@ -24,6 +26,7 @@ from studies import figures
 from studies.plan import REPLAY, SHARED, finished, plan
 from studies.tables import PAGES, rewrite, tables
 from support import cli
+from support.figures import require_matplotlib
 from support.files import lock, read_text, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,7 +54,7 @@ def run_all(runs, folder, jobs, extra):
             time.sleep(0.2)
     finally:
         for process in running.values():
-            process.terminate()  # each leaves a checkpoint to continue from
+            process.terminate()  # train.py leaves a checkpoint to continue from
         for process in running.values():
             process.wait()
 
@@ -119,6 +122,7 @@ def main(argv=None):
             print("\n\n".join(made[name] for name in ("results", "published", "encodings", "precisions", "weights")))
         return 0
     if not args.check:
+        require_matplotlib()
         records.mkdir(parents=True, exist_ok=True)
         with lock(records):
             run_all(runs, records, args.jobs or 1, extra)

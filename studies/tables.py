@@ -39,7 +39,7 @@ SPEED = {  # table: sections of benchmark.py
 }
 PAGES = {  # page: the tables in it
     "README.md": ("results", "base-s0"),
-    "studies/README.md": ("published", "encodings", "weights"),
+    "studies/README.md": ("summary", "published", "encodings", "weights"),
     "studies/published.md": (
         "summary",
         "settings",
@@ -120,7 +120,7 @@ def likeness(folder, seeds):
         runs = [read_replay(folder / f"{name}.csv") for name in seeds(f"{design}-published")]
         compared[design] = compare(design, runs)
         headings = ["quantity", "published, first", "rebuilt, first", "published, last", "rebuilt, last", "within"]
-        made[f"likeness-{design}"] = table(headings, likeness_rows(design, runs))
+        made[f"likeness-{design}"] = table(headings, likeness_rows(compared[design]))
     return made | {"summary": summary(compared)}
 
 
@@ -138,17 +138,18 @@ def settings():
 
 
 def tries(folder, there):
-    """The table of the tries of each design, the nearest to its log first."""
+    """The table of the tries of each design, the longest first, then the nearest to its log."""
     rows = []
     for design, flags_of_tries in TRIES.items():
         found = []
         for flags in flags_of_tries:
             name = f"{try_name(design, flags)}-s0"
             if name in there:
-                found.append((distance(design, read_replay(folder / f"{name}.csv")), flags))
-        for away, flags in sorted(found):
-            stop, changes = re.match(r"--stop (\d+) ?(.*)", flags).groups()
-            rows.append([f"`{design}`", changes.replace("--", "") or "as its recipe", stop, f"{100 * away:.2f}"])
+                stop, changes = re.match(r"--stop (\d+) ?(.*)", flags).groups()
+                found.append((-int(stop), distance(design, read_replay(folder / f"{name}.csv")), changes))
+        for stop, away, changes in sorted(found):
+            words = changes.replace("--", "") or "as its recipe"
+            rows.append([f"`{design}`", words, str(-stop), f"{100 * away:.2f}"])
     return table(["design", "instead of its recipe", "epochs", "distance %"], rows)
 
 
@@ -156,11 +157,17 @@ def ablations(row):
     """The table of single changes to a design; `row` makes the cells of its accuracies."""
     rows = []
     for design, changes in ABLATIONS.items():
-        rows.append(row(f"{design}-published", f"`{design}`", "as its recipe"))
+        rows.append(row(f"{design}-published", f"`{design}`", linked("as its recipe", f"{design}-published")))
         for change in changes:
             words = change.replace("--", "").replace("+mended", "mended,").replace("+", "of its faults only ")
-            rows.append(row(ablation_name(design, change), "", words))
+            name = ablation_name(design, change)
+            rows.append(row(name, "", linked(words, name)))
     return table(["design", "change", "seeds", "digit %", "sum %", "joint %"], rows)
+
+
+def linked(words, name):
+    """The words with a link, from a page of studies/, to the log of the first seed of the runs NAME."""
+    return f"[{words}](../logs/records/{name}-s0.txt)"
 
 
 def study_table(heading, rows):

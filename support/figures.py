@@ -32,7 +32,7 @@ SEQUENTIAL = {"light": "Blues", "dark": "cividis"}
 def require_matplotlib():
     """Raise UserError where matplotlib is missing."""
     if matplotlib is None:
-        raise UserError("plot.py needs matplotlib: pip install -r requirements-dev.txt")
+        raise UserError("the figures need matplotlib: pip install -r requirements-dev.txt")
 
 
 def style(theme):
