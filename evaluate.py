@@ -217,6 +217,9 @@ def main(argv=None):
     if args.dataset and args.dataset_folder:
         raise cli.UserError("--dataset and --dataset-folder exclude each other")
 
+    if args.json and not Path(args.json).parent.is_dir():
+        raise cli.UserError(f"--json {args.json}: there is no folder {Path(args.json).parent}")
+
     device = choose_device(args.device)
     loaded = [load_model(path) for path in paths]
     datasets = sorted({state["dataset"] for _, state in loaded})

@@ -183,7 +183,8 @@ def draw_samples(answered, theme):
     for panel in axes[len(chosen) :]:
         panel.set_axis_off()
     figure.suptitle(f"image + number → answers of {answered.name} ({answered.dataset} test)\n"
-                    f"✓ solid frame: both right; ✗ dashed frame: one or both wrong, {len(wrong)} chosen")  # fmt: skip
+                    f"{len(chosen) - len(wrong)} right (✓, solid frame) and {len(wrong)} wrong pairs (✗, dashed) were "
+                    f"chosen; joint accuracy {100 * answered.right.double().mean():.2f} %")  # fmt: skip
     return figure
 
 
@@ -298,7 +299,7 @@ def draw_addition(answered, theme):
         panel.plot(answered.sums[n], range(ADDENDS), "s", markersize=15, markerfacecolor="none",
                    markeredgecolor="#D55E00", markeredgewidth=1.5, label="right sum")  # fmt: skip
         panel.set(xlabel="sum", ylabel="addend")
-        panel.legend(loc="upper right" if answered.digits[n] < 5 else "upper left")
+        panel.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, borderaxespad=0.2)
     figure.suptitle(f"what the sum head of {answered.name} answers as the addend runs from 0 to 9:\n"
                     "an image that is clear, and the one that it is least sure of")  # fmt: skip
     return figure
@@ -386,7 +387,8 @@ PICTURES = {
 def find_files(names):
     """(CSV files of runs in lists that share a figure, CSV files of sweeps, checkpoints) of these files and folders.
 
-    Files that are named share a figure, runs of a folder have one for each name. Raises UserError.
+    Files that are named share a figure, runs of a folder have one for each name; what is no run there is skipped with a
+    warning. Raises UserError.
     """
     named, groups, sweeps, checkpoints = [], {}, [], []
     for name in map(Path, names):
@@ -406,7 +408,12 @@ def find_files(names):
             elif path is name:
                 named.append(path)
             else:
-                groups.setdefault((path.parent, group_of(path)), []).append(path)
+                try:
+                    curves.read_run(path)
+                except cli.UserError as error:
+                    cli.warn(f"skipped: {error}")
+                else:
+                    groups.setdefault((path.parent, group_of(path)), []).append(path)
     return [paths for paths in (named, *groups.values()) if paths], sweeps, checkpoints
 
 

@@ -26,7 +26,7 @@ from support import cli
 from support.files import write_atomically
 from support.images import ImageError, image_files, name_of, png, read_digits
 
-DEFAULT_CKPTS = ("best.pt", "logs/tiny.pt")  # the first that is there
+TINY = Path(__file__).resolve().parent / "logs" / "tiny.pt"  # comes with the scripts
 BLOCKS = " ▀▄█"  # neither, the upper, the lower, both of two pixels
 GREYS = " .:-=+*#%@"
 
@@ -95,7 +95,7 @@ def make_parser():
     add("--image", nargs="+", metavar="FILE", help="images, folders of images, - for standard input")
     add("--number", type=cli.integer(0, ADDENDS - 1), help="what to add (default: drawn at random for each digit)")
     add("--split", action="store_true", help="read several digits in an image, from left to right")
-    add("--ckpt", metavar="FILE", help=f"checkpoint (default: {', else '.join(DEFAULT_CKPTS)})")
+    add("--ckpt", metavar="FILE", help="checkpoint (default: best.pt, else the committed logs/tiny.pt)")
     add("--json", action="store_true", help="print JSON, with all probabilities and the network's input")
     add("--save-input", metavar="FILE", help="write the image that the network saw, 28 x 28 pixels, as PNG")
     return parser
@@ -108,14 +108,17 @@ def main(argv=None):
         raise cli.UserError("which image? python predict.py --image FILE --number 5")
     if given.count("-") > 1:
         raise cli.UserError("standard input (-) can be read once")
-    ckpt = args.ckpt or next((name for name in DEFAULT_CKPTS if Path(name).exists()), DEFAULT_CKPTS[0])
+    stray = next((name for name in args.files if len(name) == 1 and name.isdigit() and not Path(name).exists()), None)
+    if stray:
+        raise cli.UserError(f"there is no image {stray}; did you mean --number {stray}?")
+    ckpt = args.ckpt or ("best.pt" if Path("best.pt").exists() or not TINY.exists() else TINY)
     paths = [path for name in given for path in image_files(name)]
     if args.save_input:
         if Path(args.save_input).suffix.lower() != ".png":
             raise cli.UserError(f"--save-input {args.save_input} is written as PNG; let its name end in .png")
         if Path(args.save_input).resolve() in [Path(path).resolve() for path in (*paths, ckpt)]:
             raise cli.UserError(f"--save-input {args.save_input} would overwrite what is read")
-    model = load_model(ckpt)[0]
+    model, state = load_model(ckpt)
     found, problems = read_all(paths, args.split)
     if args.save_input and len(found) > 1:
         raise cli.UserError(f"--save-input holds one digit, and these are {len(found)}")
@@ -127,7 +130,8 @@ def main(argv=None):
         write_atomically(args.save_input, png(found[0][1]))
     if args.json:
         print(json.dumps(entries, indent=1))
-    else:
+    elif entries:
+        print(f"network: {state['args']['model']}, {cli.one_line(str(ckpt))}")
         show(entries, drawn=args.number is None)
     for problem in problems[:-1]:
         print(f"{Path(sys.argv[0]).name}: error: {cli.one_line(problem)}", file=sys.stderr)

@@ -56,7 +56,7 @@ def make_parser():
     add("--run-name", type=cli.file_name, metavar="RUN", help="name of the files in logs/ (default: model-seed-time)")
     add("--out", default=".", metavar="FOLDER", help="where best.pt, last.pt and logs/ go")
     add("--resume", metavar="FILE", help="continue a run from its last.pt, with the arguments it was started with")
-    add("--dry-run", action="store_true", help="take one step, print the header of the log and write nothing")
+    add("--dry-run", action="store_true", help="take one step and print the header of the log, without a run")
     add("--find-lr", action="store_true", help="train at rates from 1e-7 to 10 and write the losses as CSV; no run")
 
     add = parser.add_argument_group("data").add_argument
@@ -227,7 +227,6 @@ def train(args, state, device, files, argv):
             scores = score_pairs(scored, val_images, val_digits, device)
             row |= {"val_digit_loss": scores["digit_loss"], "val_sum_loss": scores["sum_loss"]}
             row |= {name: scores[name] for name in ACCURACIES}
-        print(table_line(row), flush=True)
 
         # --- saving
         weights = {name: value.cpu().clone() for name, value in scored.state_dict().items()}
@@ -240,6 +239,7 @@ def train(args, state, device, files, argv):
             files.save_best(state)
         files.save_last(state)
         files.write_log(state)
+        print(table_line(row), flush=True)
 
     # --- the test set is opened here, once
     files.save_best(state)

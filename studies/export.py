@@ -52,7 +52,7 @@ class Net(nn.Module):  # {name}: {parameters:,d} parameters
         return self.digit_head(fused), self.sum_head(fused)  # logits [B, 10] and [B, 19]; argmax is the answer
 
 
-net = Net().eval()
+net = Net().eval()  # python loader.py FILE, of --state-dict
 net.load_state_dict(torch.load(sys.argv[1], weights_only=True))
 """
 

@@ -25,7 +25,7 @@ def instead_of_a_run(args, files, batches, train_epoch):
         files.refuse_to_overwrite(None)
         batches.images, batches.digits = batches.images[: args.batch_size], batches.digits[: args.batch_size]
         digit_loss, sum_loss = train_epoch(0)[0].tolist()
-        return [f"dry run: one step taken, digit loss {digit_loss:.4f}, sum loss {sum_loss:.4f}; nothing was written"]
+        return [f"dry run: one step taken, digit loss {digit_loss:.4f}, sum loss {sum_loss:.4f}; no run was written"]
     path = files.logs / f"{args.run_name}-find-lr.csv"
     if path.exists():
         raise UserError(f"{path} is there already; choose another --run-name")

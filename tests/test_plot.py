@@ -42,6 +42,15 @@ def test_a_folder_gives_every_figure_and_says_what_it_wrote(run, folder, small_d
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+def test_what_is_no_run_in_a_folder_is_skipped(run, trained, tmp_path):
+    text = (trained / "logs" / "run.csv").read_text()
+    for name, content in {"a": text.splitlines()[0] + "\n", "b": text, "c": "design,epoch\n"}.items():
+        (tmp_path / f"{name}.csv").write_text(content)
+    status, out, err = run(plot, ".", "--format", "svg")
+    assert status == 0 and out == "figures/curves-b.svg\n"
+    assert [line.split(": ")[1] for line in err.splitlines()] == ["skipped", "skipped"]
+
+
 def test_the_same_input_gives_the_same_bytes_and_dark_gives_others(run, tmp_path):
     files = [RECORDS / "tiny-s0.csv", RECORDS / "tiny-s1.csv"]
     for out, flags in (("a", []), ("b", []), ("dark", ["--dark"])):

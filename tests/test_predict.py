@@ -177,7 +177,8 @@ def test_the_command_says_both_answers_under_what_the_network_saw(ask, plain, tr
     model = evaluate.load_model(trained / "best.pt")[0]
     image = data.prepare(torch.from_numpy(expected).reshape(1, 1, 28, 28))
     digit, total = (logits.softmax(1).max(1) for logits in model(image, torch.tensor([5])))
-    *drawn, line = out.splitlines()
+    network, *drawn, line = out.splitlines()
+    assert network == f"network: tiny, {trained / 'best.pt'}"
     assert line.startswith(
         f"{plain}: digit {digit.indices.item()} ({100 * digit.values.item():.1f} %), "
         f"plus 5: sum {total.indices.item()} ({100 * total.values.item():.1f} %)"
@@ -236,11 +237,9 @@ def test_one_unusable_image_does_not_hide_the_others(ask, plain, tmp_path):
 
 
 def test_the_committed_network_is_taken_where_no_other_is(run, plain, trained, tmp_path):
-    assert "no checkpoint best.pt" in run(predict, plain)[2]
-    (tmp_path / "logs").mkdir()
-    for name in ("logs/tiny.pt", "best.pt"):
-        (tmp_path / name).write_bytes((trained / "best.pt").read_bytes())
-        assert run(predict, plain)[0] == 0
+    assert run(predict, plain)[1].startswith(f"network: tiny, {TINY}\n")  # whatever the current folder is
+    (tmp_path / "best.pt").write_bytes((trained / "best.pt").read_bytes())
+    assert run(predict, plain)[1].startswith("network: tiny, best.pt\n")
     (tmp_path / "best.pt").write_bytes(b"damaged")
     assert run(predict, plain)[0] == 2  # not silently the other
 
@@ -302,6 +301,7 @@ def one_line(answer):
         ("vast.png", "vast.png has too many pixels"),
         ("folder", "no image is in the folder folder"),
         ("- -", "standard input (-) can be read once"),
+        ("seven.png 5", "did you mean --number 5?"),
         ("seven.png --number 10", "10 is not from 0 to 9"),
         ("seven.png --number -1", "-1 is not at least 0"),
         ("seven.png --number five", "invalid whole number value"),
