@@ -69,7 +69,7 @@ def compare(design, runs):
     found = []
     for number, log in enumerate(published_figures(design)):
         for quantity in log.keys() - {"learning_rate"}:
-            label = quantity.replace("_", " ") + number * SECOND_LOG
+            label = quantity.replace("_", " ") + number * " (log 2)"
             for epoch, published in log[quantity].items():
                 ours = [run[quantity][epoch] for run in runs if epoch in run.get(quantity, {})]
                 if len(ours) == len(runs) >= 2:

@@ -119,7 +119,7 @@ def likeness(folder, seeds):
     for design in filter(published_figures, DESIGNS):
         runs = [read_replay(folder / f"{name}.csv") for name in seeds(f"{design}-published")]
         compared[design] = compare(design, runs)
-        headings = ["quantity", "published, first", "rebuilt, first", "published, last", "rebuilt, last", "within"]
+        headings = ["quantity", "first", "rebuilt", "last", "rebuilt", "within"]
         made[f"likeness-{design}"] = table(headings, likeness_rows(compared[design]))
     return made | {"summary": summary(compared)}
 
@@ -154,20 +154,17 @@ def tries(folder, there):
 
 
 def ablations(row):
-    """The table of single changes to a design; `row` makes the cells of its accuracies."""
-    rows = []
+    """The table of single changes to a design, with links to the logs; `row` makes the cells of its accuracies."""
+    rows, links = [], []
     for design, changes in ABLATIONS.items():
-        rows.append(row(f"{design}-published", f"`{design}`", linked("as its recipe", f"{design}-published")))
+        named = {f"`{design}`, as its recipe": f"{design}-published"}
         for change in changes:
             words = change.replace("--", "").replace("+mended", "mended,").replace("+", "of its faults only ")
-            name = ablation_name(design, change)
-            rows.append(row(name, "", linked(words, name)))
-    return table(["design", "change", "seeds", "digit %", "sum %", "joint %"], rows)
-
-
-def linked(words, name):
-    """The words with a link, from a page of studies/, to the log of the first seed of the runs NAME."""
-    return f"[{words}](../logs/records/{name}-s0.txt)"
+            named[words] = ablation_name(design, change)
+        for words, name in named.items():
+            links.append(f"[log {len(links) + 1}]: ../logs/records/{name}-s0.txt")
+            rows.append(row(name, f"{words} ([log {len(links)}])"))
+    return table(["change", "seeds", "digit %", "sum %", "joint %"], rows) + "\n\n" + "\n".join(links)
 
 
 def study_table(heading, rows):
