@@ -98,7 +98,7 @@ def tables(folder, runs):
     return {
         "base-s0": f"```\n{without_arguments(read_text(log)) if log.exists() else '–'}```",
         "results": table(["network", "parameters", "epochs", *scores, "training, s"], results),
-        "published": table(["design", "epochs", *scores, "mended: joint %"], published),
+        "published": table(["design", "epochs", "runs", *scores[1:], "mended"], published),
         **likeness(folder, seeds),
         "settings": settings(),
         "tries": tries(folder, there),
@@ -148,7 +148,7 @@ def tries(folder, there):
                 stop, changes = re.match(r"--stop (\d+) ?(.*)", flags).groups()
                 found.append((-int(stop), distance(design, read_replay(folder / f"{name}.csv")), changes))
         for stop, away, changes in sorted(found):
-            words = changes.replace("--", "") or "as its recipe"
+            words = changes.replace("--", "").replace("optimizer ", "") or "as its recipe"
             rows.append([f"`{design}`", words, str(-stop), f"{100 * away:.2f}"])
     return table(["design", "instead of its recipe", "epochs", "distance %"], rows)
 
@@ -211,7 +211,7 @@ def index(folder, names):
     rows = []
     for prefix, runs in groups.items():
         commits, devices = (", ".join(sorted(facts(folder, runs, rf"^{word} +(.*)$"))) for word in ("commit", "device"))
-        rows.append([f"`{prefix}`", str(len(runs)), pages.get(prefix, "published designs"), commits, devices])
+        rows.append([f"`{prefix}`", str(len(runs)), pages.get(prefix, "published"), commits, devices])
     path = folder / "benchmark-cpu.json"
     if path.exists():
         record = json.loads(read_text(path))
