@@ -152,7 +152,7 @@ def finished(folder, name, command):
     try:
         logged = logged_arguments(read_text(folder / f"{name}.txt"))
         read_accuracies(folder / f"{name}.csv")
-    except (OSError, LookupError):
+    except (OSError, LookupError, TypeError, ValueError):  # missing, cut, or no number where one belongs
         return False
     if command.startswith(REPLAY):
         _, wanted = replay.parse_arguments(shlex.split(command.removeprefix(REPLAY)))

@@ -73,6 +73,10 @@ def test_a_replayed_design_is_run_and_known_again(tmp_path, mnist_dir):
     reproduce.run_all({"n": command}, tmp_path, 1, ["--device", "cpu", "--data-dir", str(mnist_dir)])
     assert finished(tmp_path, "n", command) and str(tmp_path) not in (tmp_path / "n.txt").read_text()
     assert not finished(tmp_path, "n", f"{command} --seed 1")
+    text = (tmp_path / "n.csv").read_text()
+    for damaged in (text[:200], text.replace("all_pairs_joint_accuracy,", "all_pairs_joint_accuracy,x"), ""):
+        (tmp_path / "n.csv").write_text(damaged)
+        assert not finished(tmp_path, "n", command)
 
 
 def test_finished_runs_are_skipped_and_others_made(tmp_path, extra, capfd):
