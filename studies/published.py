@@ -269,7 +269,7 @@ DESIGNS = {
         stated=dict(epochs=10, batch_size=32, optimizer="sgd", momentum=0.9, learning_rate=0.001),
         derived={},
         fitted={},
-        chosen=dict(precision="bfloat16"),  # takes half the time
+        chosen=dict(precision="bfloat16"),  # the first epoch in float32 is among the tries
     ),
     "average-pooling": Design(
         AveragePoolingNet,

@@ -72,7 +72,7 @@ def parse_arguments(argv):
         recipe = {"design": args.design, "seed": args.seed} | DESIGNS[design].recipe
     except (KeyError, ValueError) as error:
         reason = str(error) if isinstance(error, ValueError) else f"choose from {', '.join(DESIGNS)}"
-        raise cli.UserError(f"there is no design {args.design}: {reason}") from None
+        raise cli.UserError(f"no design {args.design}; {reason}") from None
     given = {name: value for name, value in vars(args).items() if value is not None and name not in PLACE}
     args.name = args.name or f"{args.design}-s{args.seed}"
     recipe |= given
