@@ -29,6 +29,11 @@ TRIES = {
         "--stop 2 --optimizer adam --momentum 0 --lr 0.01 --activation none",
         "--stop 2 --optimizer sgd --momentum 0.9 --lr 0.3 --activation relu --pixels unit",
         "--stop 2 --optimizer sgd --momentum 0.9 --lr 0.3 --activation none",
+        *(
+            f"--stop 2 --optimizer {optimizer} --activation relu --initialisation {kind}"
+            for optimizer in ("adam --momentum 0 --lr 0.001", "sgd --momentum 0.9 --lr 0.3")
+            for kind in ("xavier", "kaiming")
+        ),
     ),
     "two-softmax-lenet": (
         *(f"--stop 4 --optimizer adam --momentum 0 --lr {rate} --activation relu" for rate in (0.001, 0.002, 0.003)),
@@ -39,6 +44,10 @@ TRIES = {
         # the nearest of these, to the end of the log
         "--stop 20 --optimizer adam --momentum 0 --lr 0.002 --activation relu",
         *(f"--stop 20 --optimizer adam --momentum 0 --lr {rate} --activation none" for rate in (0.001, 0.0015, 0.002)),
+        *(
+            f"--stop 20 --optimizer adam --momentum 0 --lr 0.0015 --activation none --initialisation {kind}"
+            for kind in ("xavier", "kaiming")
+        ),
     ),
     "average-pooling": (
         "--stop 6 --optimizer sgd --momentum 0.9",
@@ -65,6 +74,9 @@ TRIES = {
 ABLATIONS = {
     "narrow-trunk": (
         "--dropout 0",
+        "--dropout-place features",
+        "--batch-size 32",
+        "--batch-size 64",
         "--width 80",
         "--pixels unit",
         "--momentum 0.9",

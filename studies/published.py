@@ -115,15 +115,19 @@ class NarrowTrunkNet(PublishedNet):
     """A CNN encoder to 15 features, concatenated with the one-hot addend, a shared trunk of two layers, two heads.
 
     Stated: 15 + 10 = 25 -> two linear layers -> 40 -> heads of 10 and 19, and a dropout of 0.1. Left open: the encoder
-    (here that of TwoBranchLeNet and a linear layer), where the dropout stands (here after each layer of the trunk), the
-    width between the trunk's layers (40), the activations (ReLU).
+    (here that of TwoBranchLeNet and a linear layer), where the dropout stands (here after each layer of the "trunk";
+    or on the CNN's "features"), the width between the trunk's layers (40), the activations (ReLU).
     """
 
-    def __init__(self, faults=(), dropout=0.1, width=40):
+    def __init__(self, faults=(), dropout=0.1, dropout_place="trunk", width=40):
         super().__init__()
-        self.encoder = nn.Sequential(*lenet_layers(), nn.Linear(192, 15), nn.ReLU())
-        first = [nn.Linear(15 + ADDENDS, width), nn.ReLU(), nn.Dropout(dropout)]
-        self.trunk = nn.Sequential(*first, nn.Linear(width, 40), nn.ReLU(), nn.Dropout(dropout))
+
+        def drop(place):
+            return nn.Dropout(dropout if place == dropout_place else 0.0)
+
+        self.encoder = nn.Sequential(*lenet_layers(), nn.Linear(192, 15), nn.ReLU(), drop("features"))
+        first = [nn.Linear(15 + ADDENDS, width), nn.ReLU(), drop("trunk")]
+        self.trunk = nn.Sequential(*first, nn.Linear(width, 40), nn.ReLU(), drop("trunk"))
         self.digit_head = nn.Linear(40, DIGITS)
         self.sum_head = nn.Linear(40, SUMS)
 

@@ -34,7 +34,9 @@ from support.runlog import environment
 
 COLUMNS = ("design", "epoch", "quantity", "value")
 HEADINGS = "epoch  epoch loss  train digit %  train sum %"
-NETWORK_OPTIONS = ("activation", "dropout", "width")  # given to the network where the command line or recipe has them
+# Given to the network where the command line or the recipe has them.
+NETWORK_OPTIONS = ("activation", "dropout", "dropout_place", "width")
+INITIALISATIONS = {"xavier": nn.init.xavier_uniform_, "kaiming": nn.init.kaiming_normal_}
 PLACE = ("data_dir", "device", "name", "out")  # do not change a result and are not logged
 
 
@@ -58,8 +60,10 @@ def make_parser():
     add("--schedule", choices=("constant", "one-cycle", "linear-cycle"), help="OneCycleLR, its fall cosine or linear")
     add("--precision", choices=("float32", "bfloat16"), help="of the forward pass in training")
     add("--pixels", choices=("normalised", "unit"), help="images with mean 0 and deviation 1, or from 0 to 1")
+    add("--initialisation", choices=tuple(INITIALISATIONS), help="of all weights, biases 0 (default: PyTorch's own)")
     add("--activation", choices=("relu", "none"), help="after fully connected layers (the LeNets)")
-    add("--dropout", type=cli.real(0, 0.99), help="after each layer of the trunk (narrow-trunk)")
+    add("--dropout", type=cli.real(0, 0.99), help="its rate (narrow-trunk)")
+    add("--dropout-place", choices=("trunk", "features"), help="after the trunk's layers or the CNN (narrow-trunk)")
     add("--width", type=cli.integer(1), help="between the layers of the trunk (narrow-trunk)")
     return parser
 
@@ -90,6 +94,12 @@ def build(recipe):
         model = DESIGNS[design].network(faults, **options)
     except TypeError:
         raise cli.UserError(f"{design} does not take all of these options: {', '.join(options)}") from None
+    if "initialisation" in recipe:
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                INITIALISATIONS[recipe["initialisation"]](module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
     if recipe["pixels"] == "unit":
         model.register_forward_pre_hook(lambda model, inputs: (inputs[0] * STD + MEAN, *inputs[1:]))
     return model

@@ -150,8 +150,11 @@ def test_the_images_of_a_write_up_are_its_own():
         ("two-branch-lenet", "--pixels unit"),
         ("two-branch-lenet", "--precision bfloat16"),
         ("two-branch-lenet", "--activation none"),
+        ("two-branch-lenet", "--initialisation xavier"),
+        ("two-branch-lenet", "--initialisation kaiming"),
         ("two-branch-lenet+mended", ""),
         ("narrow-trunk", "--dropout 0.5"),
+        ("narrow-trunk", "--dropout-place features"),
         ("narrow-trunk", "--width 20"),
     ],
 )
