@@ -116,6 +116,12 @@ class Batches:
         size = min(self.batch_size, len(self.images) - step * self.batch_size)
         return len(range(self.rank, size, self.world_size)) * self.world_size / size
 
+    def mean(self, figures):
+        """The mean over an epoch's images of `figures` [batches, n], each a mean over a batch; [n] float64."""
+        sizes = torch.full((len(self), 1), self.batch_size, dtype=torch.float64)
+        sizes[-1] -= len(self) * self.batch_size - len(self.images)
+        return (figures.double() * sizes).sum(dim=0) / len(self.images)
+
     def epoch(self, epoch):
         """Yield (image, addend, digit, sum_target) in the epoch's order.
 

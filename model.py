@@ -53,6 +53,14 @@ class TwoHeadNet(nn.Module):
         """Mean loss of the sum's encoding. sum_logits [B, 19] or [B, K, 19], sum_target [B] or [B, K]; a scalar."""
         return self.sum_encoding.loss(sum_logits, sum_target, label_smoothing)
 
+    @torch.no_grad()
+    def accuracies(self, digit_logits, sum_logits, digit, sum_target):
+        """Accuracy of each head on one batch, [digit, sum] as fractions, [2] float32; shapes as for the losses."""
+        sums = self.sum_probabilities(sum_logits).argmax(-1)
+        digits = self.digit_probabilities(digit_logits).argmax(-1)
+        digit = digit if digits.dim() == 1 else digit.unsqueeze(1)
+        return torch.stack([(digits == digit).float().mean(), (sums == sum_target).float().mean()])
+
     def digit_probabilities(self, digit_logits):
         """[..., 10] -> [..., 10]; the largest is the prediction."""
         return digit_logits.softmax(dim=-1)

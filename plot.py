@@ -42,8 +42,12 @@ def draw_runs(groups, theme):
     panels = [
         ("digit loss", "mean cross-entropy, nats", [("digit_loss", "training"), ("val_digit_loss", "validation")]),
         ("sum loss", sum_unit, [("sum_loss", "training"), ("val_sum_loss", "validation")]),
-        ("digit accuracy", "pairs right, %", [("digit_accuracy", "validation")]),
-        ("sum accuracy", "pairs right, %", [("sum_accuracy", "validation")]),
+        (
+            "digit accuracy",
+            "pairs right, %",
+            [("train_digit_accuracy", "training"), ("digit_accuracy", "validation")],
+        ),
+        ("sum accuracy", "pairs right, %", [("train_sum_accuracy", "training"), ("sum_accuracy", "validation")]),
         ("joint accuracy: both right", "pairs right, %", [("joint_accuracy", "validation")]),
         ("training time", "seconds per epoch", [("seconds", "training")]),
     ]

@@ -134,12 +134,12 @@ def build(args, device, memory_format=torch.channels_last, fused=True):
 
 
 def train_epoch(args, model, network, optimizer, averaged, batches, epoch):
-    """Train for one epoch; returns the digit loss and the sum loss of each step, [steps, 2].
+    """Train for one epoch; returns the losses of digit and sum and their accuracies in each step, [steps, 4].
 
     `network` calls `model`: directly, accelerated, or in parallel with other processes. No step waits for the device.
     """
     torch.manual_seed(generator_for("network", args.seed, epoch).initial_seed())  # for a network with dropout
-    losses = torch.empty(len(batches), 2, device=batches.device)
+    figures = torch.empty(len(batches), 4, device=batches.device)
     model.train()
     progress = tqdm(batches.epoch(epoch), f"epoch {epoch + 1}", len(batches), leave=False, disable=None)
     for step, (image, addend, digit, sum_target) in enumerate(progress):
@@ -158,8 +158,9 @@ def train_epoch(args, model, network, optimizer, averaged, batches, epoch):
 
         if averaged:
             averaged.update(done)
-        losses[step] = torch.stack([digit_loss, sum_loss]).detach()
-    return processes.mean(losses, [batches.weight(step) for step in range(len(batches))])
+        figures[step, :2] = torch.stack([digit_loss, sum_loss]).detach()
+        figures[step, 2:] = model.accuracies(digit_logits, sum_logits, digit, sum_target)
+    return processes.mean(figures, [batches.weight(step) for step in range(len(batches))])
 
 
 def train(args, state, device, files, argv):
@@ -216,13 +217,14 @@ def train(args, state, device, files, argv):
 
     for epoch in range(state["epoch"], args.epochs):
         start = time.perf_counter()
-        losses = train_epoch(args, model, network, optimizer, averaged, batches, epoch).cpu()  # waits for the device
+        figures = train_epoch(args, model, network, optimizer, averaged, batches, epoch).cpu()  # waits for the device
         row = {"epoch": epoch + 1, "seconds": time.perf_counter() - start}
-        stop_if_not_finite(losses, model, epoch, args)
+        stop_if_not_finite(figures[:, :2], model, epoch, args)
+        row |= {"learning_rate": optimizer.param_groups[0]["lr"]}
+        names = ("digit_loss", "sum_loss", "train_digit_accuracy", "train_sum_accuracy")
+        row |= zip(names, batches.mean(figures).tolist(), strict=True)
 
         # --- validation
-        row |= {"learning_rate": optimizer.param_groups[0]["lr"]}
-        row["digit_loss"], row["sum_loss"] = losses.double().mean(dim=0).tolist()
         if args.val_size:
             scores = score_pairs(scored, val_images, val_digits, device)
             row |= {"val_digit_loss": scores["digit_loss"], "val_sum_loss": scores["sum_loss"]}

@@ -29,6 +29,7 @@ CHECKSUM = b"sha256:"
 CHECKSUM_LENGTH = len(CHECKSUM) + hashlib.sha256().digest_size
 DATASET_NAMES = ("mnist", "synthetic")
 PROGRESS = ("header", "continued", "epoch", "history", "best", "weights", "raw_weights", "optimizer")
+TRAIN_ACCURACIES = ("train_digit_accuracy", "train_sum_accuracy")
 VAL_LOSSES = ("val_digit_loss", "val_sum_loss")
 ACCURACIES = ("digit_accuracy", "sum_accuracy", "joint_accuracy")
 CHANGED = "model.py has changed since: bring back that version or train again"
@@ -137,10 +138,12 @@ def check_progress(state, path, epochs, validated):
     check(type(history) is list and len(history) == done, path, "history")
     for epoch, row in enumerate(history, 1):
         check(type(row) is dict, path, "history")
-        # Runs from before the validation losses lack them; None stands for one that was not finite.
+        # Runs from before these columns lack them; None stands for a loss that was not finite.
         losses = {name: row[name] for name in VAL_LOSSES if validated and name in row}
-        check(len(losses) in (0, len(VAL_LOSSES)) and set(row) == columns | set(losses), path, "history")
-        check(all(number(row[name]) for name in columns), path, "history")
+        accuracies = {name for name in TRAIN_ACCURACIES if name in row}
+        check(len(losses) in (0, len(VAL_LOSSES)) and len(accuracies) in (0, len(TRAIN_ACCURACIES)), path, "history")
+        check(set(row) == columns | set(losses) | accuracies, path, "history")
+        check(all(number(row[name]) for name in columns | accuracies), path, "history")
         check(all(loss is None or number(loss) for loss in losses.values()), path, "history")
         check(row["epoch"] == epoch and type(row["epoch"]) is int, path, "history")
     check(type(best) is dict and set(best) == {"epoch", "joint_accuracy", "weights"}, path, "best")

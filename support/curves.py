@@ -8,7 +8,7 @@ from collections import namedtuple
 from pathlib import Path
 
 from support import runlog, sweep
-from support.checkpoint import VAL_LOSSES
+from support.checkpoint import TRAIN_ACCURACIES, VAL_LOSSES
 from support.cli import UserError, one_line
 from support.files import read_text
 from support.optim import SCHEDULES, learning_rate_at
@@ -37,8 +37,9 @@ def is_sweep(path):
 def read_run(path):
     """The `Run` of a CSV file, with the log beside it where there is one. Raises UserError."""
     headings, rows = read_table(path)
-    old = [name for name in runlog.COLUMNS if name not in VAL_LOSSES]  # from before the validation losses
-    if headings not in (runlog.COLUMNS, tuple(old)):
+    known = tuple(name for name in runlog.COLUMNS if name in headings)
+    missing = set(runlog.COLUMNS) - {*headings, *TRAIN_ACCURACIES, *VAL_LOSSES}  # older runs lack these columns
+    if headings != known or missing:
         raise UserError(f"{path} is not a CSV file of train.py: its first line is {one_line(','.join(headings))[:80]}")
     epochs, test = [], {}
     for row in rows:

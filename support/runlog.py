@@ -21,15 +21,25 @@ from pathlib import Path
 import torch
 
 from support import processes
-from support.checkpoint import ACCURACIES, VAL_LOSSES, CheckpointError, load_checkpoint, save_checkpoint
+from support.checkpoint import (
+    ACCURACIES,
+    TRAIN_ACCURACIES,
+    VAL_LOSSES,
+    CheckpointError,
+    load_checkpoint,
+    save_checkpoint,
+)
 from support.cli import UserError, file_name
 from support.device import describe_device
 from support.files import lock, read_text, write_atomically
 
-HEADINGS = (
-    "epoch  end rate  digit loss  sum loss  val digit loss  val sum loss  val digit %  val sum %  val joint %  seconds"
+HEADINGS = """\
+                 training                                validation
+epoch  end rate  digit loss  sum loss  digit %    sum %  digit loss  sum loss  digit %    sum %  joint %  seconds"""
+COLUMNS = (
+    *("split", "epoch", "learning_rate", "digit_loss", "sum_loss", *TRAIN_ACCURACIES),
+    *(*VAL_LOSSES, *ACCURACIES, "seconds"),
 )
-COLUMNS = ("split", "epoch", "learning_rate", "digit_loss", "sum_loss", *VAL_LOSSES, *ACCURACIES, "seconds")
 
 
 class RunFiles:
@@ -213,9 +223,11 @@ def table_line(row):
         value = row.get(name)
         return "-" if value is None else f"{value:.4f}" if value < 1e5 else f"{value:.1e}"
 
-    accuracies = ["-" if row.get(name) is None else f"{100 * row[name]:.3f}" for name in ACCURACIES]
+    def accuracies(names):
+        return "".join(f"  {'-' if row.get(name) is None else f'{100 * row[name]:.3f}':>7s}" for name in names)
+
     return (
         f"{row['epoch']:5d}  {row['learning_rate']:8.6f}  {loss('digit_loss'):>10s}  {loss('sum_loss'):>8s}"
-        f"  {loss('val_digit_loss'):>14s}  {loss('val_sum_loss'):>12s}"
-        f"  {accuracies[0]:>11s}  {accuracies[1]:>9s}  {accuracies[2]:>11s}  {row['seconds']:7.1f}"
+        f"{accuracies(TRAIN_ACCURACIES)}  {loss('val_digit_loss'):>10s}  {loss('val_sum_loss'):>8s}"
+        f"{accuracies(ACCURACIES)}  {row['seconds']:7.1f}"
     )

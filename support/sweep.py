@@ -24,14 +24,14 @@ def instead_of_a_run(args, files, batches, train_epoch):
     if args.dry_run:
         files.refuse_to_overwrite(None)
         batches.images, batches.digits = batches.images[: args.batch_size], batches.digits[: args.batch_size]
-        digit_loss, sum_loss = train_epoch(0)[0].tolist()
+        digit_loss, sum_loss = train_epoch(0)[0, :2].tolist()
         return [f"dry run: one step taken, digit loss {digit_loss:.4f}, sum loss {sum_loss:.4f}; no run was written"]
     path = files.logs / f"{args.run_name}-find-lr.csv"
     if path.exists():
         raise UserError(f"{path} is there already; choose another --run-name")
     path.parent.mkdir(parents=True, exist_ok=True)
     args.epochs, args.schedule = math.ceil(STEPS / len(batches)), "sweep"
-    return write_sweep(path, torch.cat([train_epoch(epoch).cpu() for epoch in range(args.epochs)]), args)
+    return write_sweep(path, torch.cat([train_epoch(epoch)[:, :2].cpu() for epoch in range(args.epochs)]), args)
 
 
 def smooth(losses, decades):

@@ -143,7 +143,9 @@ def test_a_checkpoint_does_not_decide_where_files_are_written(run, small_flags, 
 
 def test_a_run_with_a_huge_loss_is_continued(run, small_flags, stop_after, monkeypatch):
     train_epoch = train.train_epoch
-    monkeypatch.setattr(train, "train_epoch", lambda *arguments: 1e28 * train_epoch(*arguments))
+    monkeypatch.setattr(
+        train, "train_epoch", lambda *arguments: torch.tensor([1e28, 1e28, 1, 1]) * train_epoch(*arguments)
+    )
     stop_after(1)
     assert run(train, *small_flags)[0] == 130
     stop_after(None)
@@ -151,18 +153,19 @@ def test_a_run_with_a_huge_loss_is_continued(run, small_flags, stop_after, monke
     assert status == 0 and len(set(map(len, re.findall(r"^ +[12]  .*e\+28 .*$", out, re.MULTILINE)))) == 1
 
 
-def test_a_run_from_before_the_validation_losses_is_continued(run, small_flags, stop_after, tmp_path):
+def test_a_run_from_before_some_columns_is_continued(run, small_flags, stop_after, tmp_path):
     stop_after(1)
     assert run(train, *small_flags)[0] == 130
     state = load_checkpoint("last.pt")
-    for name in ("val_digit_loss", "val_sum_loss"):
+    for name in ("train_digit_accuracy", "train_sum_accuracy", "val_digit_loss", "val_sum_loss"):
         del state["history"][0][name]
     save_checkpoint(tmp_path / "logs" / "run-last.pt", state)
     stop_after(None)
     status, out, _ = run(train, "--resume", "logs/run-last.pt", *small_flags)
-    assert status == 0 and re.search(r"^ +1 +[\d.]+ +[\d.]+ +[\d.]+ +- +- +\d", out, re.MULTILINE)
+    assert status == 0 and re.search(r"^ +1 +[\d.]+ +[\d.]+ +[\d.]+ +- +- +- +- +\d", out, re.MULTILINE)
     rows = list(csv.DictReader((tmp_path / "logs" / "run.csv").open()))
-    assert rows[0]["val_sum_loss"] == "" and float(rows[1]["val_sum_loss"]) > 0
+    for name in ("train_sum_accuracy", "val_sum_loss"):
+        assert rows[0][name] == "" and float(rows[1][name]) > 0
     assert run(train, "--resume", "logs/run-last.pt", *small_flags)[0] == 0  # rows with and without them
 
 

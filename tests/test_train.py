@@ -9,9 +9,12 @@ import torch
 import evaluate
 import train
 from data import Batches, load_digits, split_indices
+from model import build_model
 from support.checkpoint import load_checkpoint
 from support.optim import PolynomialAverage, learning_rate_at
 from support.runlog import HEADINGS
+
+HEADING = HEADINGS.splitlines()[-1]
 
 
 def weights_of(path):
@@ -45,7 +48,7 @@ def test_the_log_is_plain_aligned_and_repeatable(trained):
     for word in ("command", "commit", "versions", "device", "data set", "arguments", "seed=0", "synthetic", "9,941"):
         assert word in text
     lines = text.splitlines()
-    table = lines[lines.index(HEADINGS) :][:3]
+    table = lines[lines.index(HEADING) :][:3]
     assert len({len(line) for line in table}) == 1
     rows = list(csv.DictReader((trained / "logs" / "run.csv").open()))
     assert [row["split"] for row in rows] == ["validation", "validation", "test"]
@@ -56,9 +59,10 @@ def test_the_losses_of_validation_and_test_are_in_the_log(trained, small, small_
     """Those of the weights that are scored; a test row has no training loss."""
     rows = list(csv.DictReader((trained / "logs" / "run.csv").open()))
     lines = (trained / "logs" / "run.txt").read_text().splitlines()
-    for row, line in zip(rows[:2], lines[lines.index(HEADINGS) + 1 :], strict=False):
-        names = ("digit_loss", "sum_loss", "val_digit_loss", "val_sum_loss")
-        assert line.split()[2:6] == [f"{float(row[name]):.4f}" for name in names]
+    for row, line in zip(rows[:2], lines[lines.index(HEADING) + 1 :], strict=False):
+        cells = line.split()
+        assert cells[2:4] == [f"{float(row[name]):.4f}" for name in ("digit_loss", "sum_loss")]
+        assert cells[6:8] == [f"{float(row[name]):.4f}" for name in ("val_digit_loss", "val_sum_loss")]
     model, _ = evaluate.load_model(trained / "best.pt")
     epoch = load_checkpoint(trained / "best.pt")["epoch"]
     _, validation = split_indices(700, 100)
@@ -71,6 +75,25 @@ def test_the_losses_of_validation_and_test_are_in_the_log(trained, small, small_
         assert float(row["val_digit_loss"]) == pytest.approx(losses["digit_loss"], rel=1e-5)
         assert float(row["val_sum_loss"]) == pytest.approx(losses["sum_loss"], rel=1e-5)
     assert rows[2]["digit_loss"] == rows[2]["sum_loss"] == ""
+
+
+def test_the_training_accuracies_count_the_pairs_as_each_step_finds_them(run, small, small_flags, tmp_path):
+    """With a learning rate that moves nothing they are those of the initial network on the augmented batches."""
+    flags = [*small_flags, "--epochs", 1, "--learning-rate", 1e-30, "--batch-size", 64, "--model", "two-branch-lenet"]
+    assert run(train, *flags, "--augment", 0.5)[0] == 0
+    (row, _) = csv.DictReader((tmp_path / "logs" / "run.csv").open())
+    args = load_checkpoint("last.pt")["args"]
+    torch.manual_seed(args["seed"])
+    model = build_model("two-branch-lenet")
+    training, _ = split_indices(700, 100)
+    batches = model.Batches(small[0][training], small[1][training], 64, args["seed"], args["addends_per_image"], 0.5)
+    right = torch.zeros(2)
+    for image, addend, digit, sum_target in batches.epoch(0):  # the last has 24 of the 600 images
+        digit_outputs, sum_outputs = model(image, addend)
+        digit = digit.view(-1, *[1] * (addend.dim() - 1)).expand(addend.shape)
+        right += torch.stack([(digit_outputs.argmax(-1) == digit).sum(), (sum_outputs.argmax(-1) == sum_target).sum()])
+    accuracies = [float(row["train_digit_accuracy"]), float(row["train_sum_accuracy"])]
+    assert accuracies == pytest.approx((right / 600 / args["addends_per_image"]).tolist(), abs=1e-6)
 
 
 def test_best_is_the_epoch_with_the_best_validation(trained):
