@@ -148,7 +148,7 @@ def tries(folder, there):
                 stop, changes = re.match(r"--stop (\d+) ?(.*)", flags).groups()
                 found.append((-int(stop), distance(design, read_replay(folder / f"{name}.csv")), changes))
         for stop, away, changes in sorted(found):
-            words = changes.replace("--", "").replace("optimizer ", "") or "as its recipe"
+            words = re.sub("--|optimizer |activation |ialisation", "", changes) or "as its recipe"
             rows.append([f"`{design}`", words, str(-stop), f"{100 * away:.2f}"])
     return table(["design", "instead of its recipe", "epochs", "distance %"], rows)
 
@@ -203,19 +203,20 @@ def index(folder, names):
     pages = {prefix: "README" for prefix in OURS} | {study_name(flags): "encodings" for flags in ENCODINGS.values()}
     pages |= {study_name(weight_flags(pair)): "weights" for pair in WEIGHTS}
     pages |= {study_name(flags): "precision" for flags in PRECISIONS.values()}
-    pages |= {study_name(""): "all studies"}
+    pages |= {study_name(""): "all three"}
     groups = {}
     for name in names:
         prefix = re.sub(r"-(try|ablation)-.*", r"-\1-...", re.sub(r"-s\d+$", "", name))
         groups.setdefault(prefix, []).append(name)
     rows = []
     for prefix, runs in groups.items():
-        commits, devices = (", ".join(sorted(facts(folder, runs, rf"^{word} +(.*)$"))) for word in ("commit", "device"))
+        commits = " ".join(sorted(facts(folder, runs, r"^commit +(.*)$")))
+        devices = ", ".join(sorted(facts(folder, runs, r"^device +(?:cpu: )?(.*)$")))
         rows.append([f"`{prefix}`", str(len(runs)), pages.get(prefix, "published"), commits, devices])
     path = folder / "benchmark-cpu.json"
     if path.exists():
         record = json.loads(read_text(path))
-        rows.append([f"`{path.name}`", "1", "speed", record["commit"], record["device"]])
+        rows.append([f"`{path.name}`", "1", "speed", record["commit"], record["device"].removeprefix("cpu: ")])
     return table(["records", "runs", "table", "commit", "machine"], rows)
 
 
