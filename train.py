@@ -31,7 +31,7 @@ from support import cli, graphs, processes
 from support.checkpoint import ACCURACIES, PROGRESS, check_progress, check_tensors, copy_tensors, restore_optimizer
 from support.checks import chance_report, refuse_single_images, stop_if_not_finite
 from support.cli import UserError, integer, real
-from support.device import choose_device, count, set_deterministic
+from support.device import choose_device, count, fastest_precision, set_deterministic
 from support.optim import OPTIMIZERS, SCHEDULES, PolynomialAverage, learning_rate_at
 from support.runlog import RunFiles, continuation, log_head, make_header, table_line, versions
 from support.sweep import instead_of_a_run
@@ -83,7 +83,8 @@ def make_parser():
     add("--sum-weight", type=real(0), default=1.0, help="weight of the sum loss in the total")
     add("--averaging-eta", type=real(0, 1e6), default=8.0, metavar="ETA",
         help="polynomial-decay average of the weights, over the last 1/(ETA+1) of the steps; 0: none")  # fmt: skip
-    add("--precision", choices=("float32", "bfloat16"), default="float32", help="of the forward pass; scores: float32")
+    add("--precision", choices=("auto", "float32", "bfloat16"), default="auto",
+        help="of the forward pass; auto: bfloat16 on a CPU with instructions for it; scores: float32")  # fmt: skip
     add("--compile", action="store_true", help="torch.compile the network; slower on the CPU")
     add("--cuda-graph", action="store_true", help="capture the network's passes as CUDA graphs")
     return parser
@@ -99,6 +100,8 @@ def parse_arguments(argv):
             parser.set_defaults(**recipe)
             args = parser.parse_args(argv)
             args.run_name = args.run_name or f"{args.model}-s{args.seed}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+            if args.precision == "auto":  # settled here: a continued run keeps it on any machine
+                args.precision = fastest_precision(choose_device(args.device))
         else:
             _, state = load_model(args.resume)
             args = cli.continued_arguments(parser, argv, state["args"], NOT_STORED, args.resume)

@@ -111,10 +111,12 @@ def plan():
     runs = {}
     for size, seeds in OURS.items():
         for seed in seeds:
-            runs[f"{size}-s{seed}"] = f"--model {size} --seed {seed}"
+            precision = "float32" if size == "tiny" else "bfloat16"  # what auto chose when these were recorded
+            runs[f"{size}-s{seed}"] = f"--model {size} --seed {seed} --precision {precision}"
     for seed in OTHER_SEEDS:
         for flags in (*ENCODINGS.values(), *PRECISIONS.values(), *map(weight_flags, WEIGHTS)):
-            runs[f"{study_name(flags)}-s{seed}"] = f"{flags} --epochs {STUDY_EPOCHS} --seed {seed}".strip()
+            precision = "" if "--precision" in flags else "--precision float32"
+            runs[f"{study_name(flags)}-s{seed}"] = f"{flags} {precision} --epochs {STUDY_EPOCHS} --seed {seed}"
     runs = {name: f"train.py {flags} --dataset mnist" for name, flags in runs.items()}
     for design, tries in TRIES.items():
         for flags in tries:

@@ -304,6 +304,7 @@ def training_recipe(design):
     optimizer = "plain-sgd" if recipe["optimizer"] == "sgd" and not recipe["momentum"] else recipe["optimizer"]
     schedule = "constant" if recipe["schedule"] == "constant" else "one-cycle"
     plain = dict(addends_per_image=1, augment=0.0, averaging_eta=0.0, weight_decay=0.0, label_smoothing=0.0)
+    plain |= dict(precision="float32")
     return same | plain | dict(optimizer=optimizer, schedule=schedule)
 
 

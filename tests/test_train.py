@@ -134,6 +134,32 @@ def test_bfloat16_is_for_the_forward_pass_of_training_alone(run, small_flags, tr
         assert ours["sum_loss"] != other["sum_loss"] and ours["sum_loss"] == pytest.approx(other["sum_loss"], rel=0.02)
 
 
+@pytest.mark.parametrize(("there", "wanted"), [(True, "bfloat16"), (False, "float32"), (None, "float32")])
+def test_the_precision_follows_the_processor(monkeypatch, there, wanted):
+    """`base` takes bfloat16 where the CPU has instructions for it; `tiny`, designs and a flag's value do not follow."""
+    if there is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities")  # a PyTorch that cannot tell
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": there})
+
+    def precision(*words):
+        return train.parse_arguments(["--device", "cpu", *words])[0].precision
+
+    assert precision() == wanted
+    assert precision("--precision", "float32") == precision("--model", "tiny") == "float32"
+    assert precision("--model", "two-branch-lenet") == "float32" and precision("--precision", "bfloat16") == "bfloat16"
+
+
+def test_a_continued_run_keeps_its_precision_on_another_processor(run, small_flags, stop_after, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False}, raising=False)
+    stop_after(1)
+    assert run(train, *small_flags, "--model", "base", "--precision", "auto")[0] == 130
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    stop_after(None)
+    assert run(train, "--resume", "last.pt", "--data-dir", small_flags[-1], "--device", "cpu")[0] == 0
+    assert load_checkpoint("last.pt")["args"]["precision"] == "float32"
+
+
 def test_one_cycle_rises_to_the_peak_and_falls_to_nothing():
     rates = [learning_rate_at(step, 1000, 0.5) for step in range(1000)]
     assert rates.index(max(rates)) == 200 and max(rates) == 0.5
