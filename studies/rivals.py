@@ -57,23 +57,33 @@ class FastestPublicRecipe:
     autocast to bfloat16.
     """
 
-    def __init__(self, images, digits, device, memory_format=torch.contiguous_format, bfloat16=False, seed=0):
+    def __init__(
+        self,
+        images,
+        digits,
+        device,
+        memory_format=torch.contiguous_format,
+        bfloat16=False,
+        seed=0,
+        batch_size=256,
+        rate=1e-2,
+    ):
         torch.manual_seed(seed)
-        self.device, self.bfloat16 = device, bfloat16
+        self.device, self.bfloat16, self.rate = device, bfloat16, rate
         self.model = nn.Sequential(
             *(nn.Conv2d(1, 24, 5), nn.MaxPool2d(2), nn.ReLU()),
             *(nn.Conv2d(24, 32, 3), nn.MaxPool2d(2), nn.ReLU()),
             *(nn.Flatten(), nn.Linear(800, 256), nn.ReLU(), nn.Linear(256, 10)),
         ).to(device, memory_format=memory_format)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-2, betas=(0.7, 0.9), fused=True)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=rate, betas=(0.7, 0.9), fused=True)
         order = torch.randperm(len(images))
         image = prepare(images[order].to(device)).contiguous(memory_format=memory_format)
-        self.steps = list(zip(image.split(256), digits[order].to(device).split(256), strict=True))
+        self.steps = list(zip(image.split(batch_size), digits[order].to(device).split(batch_size), strict=True))
 
     def train(self):
         """The epoch: what is timed."""
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, 1e-2, total_steps=len(self.steps), cycle_momentum=False
+            self.optimizer, self.rate, total_steps=len(self.steps), cycle_momentum=False
         )
         for image, digit in self.steps:
             self.optimizer.zero_grad()

@@ -37,6 +37,7 @@ SPEED = {  # table: sections of benchmark.py
     "memory": ("memory",),
     "growth": ("growth", "several"),
 }
+PUBLISHED_RIVAL = "batches of 256, rate 0.01"
 PAGES = {  # page: the tables in it
     "README.md": ("results", "base-s0"),
     "studies/README.md": ("summary", "published", "encodings", "weights"),
@@ -191,6 +192,36 @@ def speed_table(rows):
         low, high = map(figure, row["spread"])
         cells.append([row["what"], row["unit"], *figures, f"{low} to {high}" if low else ""])
     return table(["what", "unit", "ours", "other", "ratio", "spread"], cells)
+
+
+def ladder_tables(record):
+    """{name: Markdown} of the record of studies/ladder.py: changes to the fast recipe, settings of the rival.
+
+    Gains are paired with the recipe and with the rival as published, times with the recipe.
+    """
+    rows = {kind: [row for row in record["rows"] if row["kind"] == kind] for kind in ("ours", "rival")}
+    recipe, made = rows["ours"][0], {}
+    published = next(row for row in rows["rival"] if row["what"] == PUBLISHED_RIVAL)
+    for kind, head, reference in (("ours", "joint %", recipe), ("rival", "digit %", published)):
+        lines = []
+        for row in rows[kind]:
+            gain = with_error([a - b for a, b in zip(row["accuracy"], reference["accuracy"], strict=True)], "+")
+            slower = f", {paired(row, recipe, 'scoring'):.1f} times the scoring" if "shifts" in row["what"] else ""
+            seconds, time = f"{statistics.median(row['seconds']):.2f}", f"{paired(row, recipe, 'seconds'):.2f}"
+            accuracy = with_error(row["accuracy"])
+            lines.append([row["what"] + slower, accuracy, "" if row is reference else gain, seconds, time])
+        made[f"ladder-{kind}"] = table(["change", head, "gain", "s", "time"], lines)
+    return made
+
+
+def paired(row, reference, name):
+    """The median ratio of the figures of two rows, round by round."""
+    return statistics.median(a / b for a, b in zip(row[name], reference[name], strict=True))
+
+
+def with_error(values, sign=""):
+    """Mean ± standard error as text."""
+    return f"{statistics.mean(values):{sign}.2f} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}"
 
 
 def figure(value):

@@ -151,6 +151,13 @@ def test_bits_are_those_of_the_number():
 
 
 @pytest.mark.parametrize("name", SUM_ENCODINGS)
+def test_a_prediction_is_the_most_probable_sum(name):
+    encoding = SUM_ENCODINGS[name]()
+    output = 8 * torch.randn(2, 50, encoding.width, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(encoding.predictions(output), encoding.probabilities(output).argmax(dim=-1))
+
+
+@pytest.mark.parametrize("name", SUM_ENCODINGS)
 def test_a_perfect_output_decodes_to_its_sum_and_costs_nothing(name):
     encoding, sums = SUM_ENCODINGS[name](), torch.arange(19)
     output = {

@@ -1,0 +1,212 @@
+"""Search the fast recipe, and its rival as widely: each change alone, timed, and scored on held-out images.
+
+    python -m studies.ladder --json logs/records/ladder-cpu.json
+    python -m studies.ladder --quick              does it run, not how fast
+
+Seed s trains on the training images of MNIST without the s-th of twelve parts and is scored on that part; the test set
+is not read. A seed trains everything in turn, so that a slow phase of a shared machine affects all alike, and the
+differences to the recipe are paired by seed. The seconds are those of the epoch, its random draws included. The rival
+is that of studies/rivals.py with our memory layout and precision.
+"""
+
+import functools
+import json
+import sys
+import unittest.mock
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import model
+from data import DATASETS, generator_for, load_digits, prepare
+from evaluate import answers, pair_outputs, score
+from studies import rivals
+from studies.measure import Run, seconds_of
+from studies.tables import ladder_tables
+from support import cli, optim
+from support.device import choose_device, set_deterministic
+from support.files import write_atomically
+from support.runlog import environment
+
+SEEDS, PARTS = 8, 12
+QUICK_IMAGES = 1536
+RECIPE = "the recipe"
+SHIFTS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))  # in pixels, of "scored on five shifts"
+LAYERS = ((32, 0, True), (64, 0, True))  # of model.strided_encoder: channels, padding, whether pooled
+
+
+def encoder(features, layers=LAYERS, crop=0):
+    """`model.strided_encoder` with other layers, on images without `crop` pixels at each side."""
+    stack, width, size = [nn.ZeroPad2d(-crop)], 1, 28 - 2 * crop
+    for number, (out, padding, pooled) in enumerate(layers):
+        kernel, stride = (3, 1) if number else (5, 2)
+        stack.append(nn.Conv2d(width, out, kernel, stride, padding, bias=False))
+        width, size = out, (size + 2 * padding - kernel) // stride + 1
+        if pooled:
+            stack.append(nn.MaxPool2d(2))
+            size //= 2
+        stack += [nn.BatchNorm2d(out), nn.ReLU()]
+    last = nn.Flatten(), nn.Linear(width * size * size, features, bias=False), nn.BatchNorm1d(features), nn.ReLU()
+    return nn.Sequential(*stack, *last)
+
+
+def whiten(run, images):
+    """Start the first layer as airbench does (K. Jordan, arXiv 2404.00498): whitening filters of patches, ±."""
+    weight = next(run.model.parameters())
+    patches = F.unfold(prepare(images[:5000]), 5, stride=2).transpose(1, 2).reshape(-1, 25)
+    values, vectors = torch.linalg.eigh(patches[patches.std(1) > 0].T.cov())
+    half = len(weight) // 2
+    filters = (vectors / (values + 0.01).sqrt()).T.flip(0)[:half].view(half, 1, 5, 5)
+    with torch.no_grad():
+        weight.copy_(torch.cat([filters, -filters]))
+
+
+def freeze(run, images):
+    """Whiten the first layer and train it no more, which saves its backward pass."""
+    whiten(run, images)
+    next(run.model.parameters()).requires_grad_(False)
+
+
+def identity(run, images):
+    """Start the other convolutions as the identity on their first channels."""
+    for layer in run.model.modules():
+        if isinstance(layer, nn.Conv2d) and layer.in_channels > 1:
+            nn.init.dirac_(layer.weight[: layer.in_channels])
+
+
+NESTEROV = {"adamw": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True)}
+# Row: what differs from train.py --model fast. "network": arguments of `encoder`, or of the network's size; "start" is
+# called before the first step; "optimizer" replaces AdamW; "share" of the images; "shifts": scored on five shifts; the
+# others are arguments of train.py.
+CHANGES = {
+    RECIPE: {},
+    "K = 1": dict(addends_per_image=1),
+    "K = 5": dict(addends_per_image=5),
+    "K = 10": dict(addends_per_image=10),
+    "batches of 128": dict(batch_size=128),
+    "batches of 192": dict(batch_size=192),
+    "batches of 384": dict(batch_size=384),
+    "rate 0.02": dict(learning_rate=0.02),
+    "rate 0.04": dict(learning_rate=0.04),
+    "no label smoothing": dict(label_smoothing=0.0),
+    "label smoothing 0.2": dict(label_smoothing=0.2),
+    "weight decay 0.3": dict(weight_decay=0.3),
+    "average of the last ninth": dict(averaging_eta=8.0),
+    "augmentation 0.5": dict(augment=0.5),
+    "float32": dict(precision="float32"),
+    "SGD with Nesterov momentum, rate 0.3": dict(optimizer=NESTEROV, learning_rate=0.3, weight_decay=5e-4),
+    "half of the images": dict(share=0.5),
+    "3/4 of the images": dict(share=0.75),
+    "channels 16, 64": dict(network=dict(layers=((16, 0, True), (64, 0, True)))),
+    "channels 32, 48": dict(network=dict(layers=((32, 0, True), (48, 0, True)))),
+    "second layer padded": dict(network=dict(layers=((32, 0, True), (64, 1, True)))),
+    "three layers, as before": dict(network=dict(layers=((32, 0, True), (32, 1, False), (64, 0, True)))),
+    "hidden layer of 64": dict(network=dict(hidden=64)),
+    "images cropped to 24": dict(network=dict(crop=2, layers=((32, 0, True), (64, 1, True)))),
+    "first layer whitened": dict(start=whiten),
+    "first layer whitened and frozen": dict(start=freeze),
+    "second layer starts as identity": dict(start=identity),
+    "scored on five shifts": dict(shifts=True),
+}
+BEFORE = dict(addends_per_image=10, learning_rate=0.04)
+CHANGES["the recipe before"] = CHANGES["three layers, as before"] | BEFORE
+RIVAL = {f"batches of {size}, rate {rate}": (size, rate) for size in (128, 256, 512) for rate in (0.005, 0.01, 0.02)}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training and scoring
+
+
+def parts_of(images, digits, seed):
+    """((images, digits) to train on, those held out): the seed-th of the parts of one fixed order."""
+    order = torch.randperm(len(images), generator=generator_for("ladder", 0))
+    held = order.chunk(PARTS)[seed % PARTS]
+    kept = order[torch.isin(order, held, invert=True)]
+    return (images[kept], digits[kept]), (images[held], digits[held])
+
+
+def ours(change, training, held, seed, device):
+    """Train the fast recipe with a change; {"seconds", "scoring", "accuracy", "digit"}, accuracies in %."""
+    change = dict(change)
+    network, start = change.pop("network", {}), change.pop("start", None)
+    optimizer, share = change.pop("optimizer", {}), change.pop("share", 1)
+    shifts = SHIFTS if change.pop("shifts", False) else SHIFTS[:1]
+    training = [table[: round(share * len(table))] for table in training]  # they are in random order
+    size = {name: network[name] for name in ("hidden",) if name in network}
+    built = {name: value for name, value in network.items() if name not in size}
+    size |= {"encoder": functools.partial(encoder, **built)} if built else {}
+    with (
+        unittest.mock.patch.dict(model.SIZES, fast=model.SIZES["fast"] | size),
+        unittest.mock.patch.dict(optim.OPTIMIZERS, optimizer),
+    ):
+        run = Run("fast", training, device, seed=seed, **change)
+    if start:
+        start(run, training[0])
+    seconds = run.seconds()
+    outputs = []
+
+    def predict():
+        for down, right in shifts:
+            moved = F.pad(held[0], (right, -right, down, -down))
+            outputs.append(pair_outputs(run.scored, moved, device=device))
+
+    scoring = seconds_of(predict, device)
+    scores = score(*answers([run.scored] * len(outputs), outputs), held[1])
+    return dict(
+        seconds=seconds,
+        scoring=scoring,
+        accuracy=100 * scores["joint_accuracy"],
+        digit=100 * scores["digit_accuracy"],
+    )
+
+
+def theirs(setting, training, held, seed, device):
+    """Train the rival; {"seconds", "accuracy"} of the digit, in %."""
+    size, rate = setting
+    recipe = rivals.FastestPublicRecipe(
+        *training, device, torch.channels_last, bfloat16=True, seed=seed, batch_size=size, rate=rate
+    )
+    return dict(seconds=seconds_of(recipe.train, device), accuracy=100 * recipe.accuracy(*held))
+
+
+def main(argv=None):
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--quick", action="store_true", help="two seeds, few images: does it run, not how fast")
+    parser.add_argument("--seeds", type=cli.integer(2, PARTS), default=SEEDS, help="each with its own held-out part")
+    parser.add_argument("--device", choices=cli.DEVICES, default="auto", help="as train.py takes it")
+    parser.add_argument("--dataset", choices=DATASETS, default="auto", help="as train.py takes it")
+    parser.add_argument("--data-dir", default="data", metavar="FOLDER", help="as train.py takes it")
+    parser.add_argument("--json", metavar="FILE", help="write the figures here too")
+    args = parser.parse_args(argv)
+    if args.json and not Path(args.json).parent.is_dir():  # not only at the end
+        raise cli.UserError(f"--json {args.json}: there is no folder {Path(args.json).parent}")
+
+    device = choose_device(args.device)
+    set_deterministic(False, device)
+    images, digits, dataset = load_digits(args.dataset, args.data_dir, train=True)
+    if args.quick:
+        images, digits, args.seeds = images[:QUICK_IMAGES], digits[:QUICK_IMAGES], 2
+    jobs = {("ours", what): functools.partial(ours, change) for what, change in CHANGES.items()}
+    jobs |= {("rival", what): functools.partial(theirs, setting) for what, setting in RIVAL.items()}
+    training, held = parts_of(images, digits, 0)
+    ours({}, training, held, 0, device)  # warm-up
+    taken = {job: [] for job in jobs}
+    for seed in range(args.seeds):
+        training, held = parts_of(images, digits, seed)
+        for job, train_one in jobs.items():
+            taken[job].append(train_one(training, held, seed, device))
+        print(f"seed {seed}: {taken['ours', RECIPE][-1]}", flush=True)
+    rows = [
+        {"kind": kind, "what": what} | {name: [figures[name] for figures in rounds] for name in rounds[0]}
+        for (kind, what), rounds in taken.items()
+    ]
+    record = environment(device) | {"data set": f"{dataset}: {len(images):,d} images", "rows": rows}
+    print("\n\n".join(ladder_tables(record).values()))
+    if args.json:
+        write_atomically(args.json, json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_script(main))

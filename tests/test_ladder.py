@@ -1,0 +1,113 @@
+"""The search of the fast recipe: what each row changes, on which images it is scored."""
+
+import json
+from unittest.mock import patch
+
+import pytest
+import torch
+
+import model
+from studies import ladder
+from studies.tables import PUBLISHED_RIVAL, ladder_tables
+from support import optim
+
+
+@pytest.fixture(scope="module")
+def parts(small):
+    training, held = ladder.parts_of(*small, 3)
+    return tuple(table[:640] for table in training), held  # not a last batch of one image
+
+
+def test_what_is_scored_is_never_trained_on_and_every_image_is_held_out_once(small):
+    numbered = torch.arange(700)
+    held_out = []
+    for seed in range(ladder.PARTS):
+        (images, kept), (_, held) = ladder.parts_of(small[0], numbered, seed)
+        assert len(images) == len(kept) == 700 - len(held) and not set(kept.tolist()) & set(held.tolist())
+        held_out += held.tolist()
+    assert sorted(held_out) == numbered.tolist()
+
+
+def test_the_default_layers_are_those_of_the_fast_network():
+    shapes = [
+        {name: value.shape for name, value in build(64).named_parameters()}
+        for build in (ladder.encoder, model.SIZES["fast"]["encoder"])
+    ]
+    assert list(shapes[0].values()) == list(shapes[1].values())
+
+
+@pytest.mark.parametrize("what", [what for what, change in ladder.CHANGES.items() if change and "shifts" not in change])
+def test_each_change_acts_and_leaves_nothing_behind(parts, what):
+    cpu, sizes, optimizers = torch.device("cpu"), dict(model.SIZES), dict(optim.OPTIMIZERS)
+    weights = []
+    run_class = ladder.Run
+
+    def kept(*arguments, **options):
+        weights.append(run_class(*arguments, **options))
+        return weights[-1]
+
+    with patch.object(ladder, "Run", kept):
+        for change in ({}, ladder.CHANGES[what]):
+            ladder.ours(change, *parts, 0, cpu)
+    assert model.SIZES == sizes and optim.OPTIMIZERS == optimizers
+    plain, changed = ([value.double().sum().item() for value in run.scored.parameters()] for run in weights)
+    assert plain != changed
+
+
+def test_five_shifts_are_scored_as_an_ensemble_of_one_network(parts):
+    with patch.object(ladder, "answers", wraps=ladder.answers) as called:
+        ladder.ours(ladder.CHANGES["scored on five shifts"], *parts, 0, torch.device("cpu"))
+    models, outputs = called.call_args.args
+    assert len(set(models)) == 1 and len(outputs) == 5
+    for (down, right), (digit_logits, _) in zip(ladder.SHIFTS, outputs, strict=True):
+        moved = torch.nn.functional.pad(parts[1][0], (1 + right, 1 - right, 1 + down, 1 - down))[:, :, 1:-1, 1:-1]
+        torch.testing.assert_close(digit_logits, ladder.pair_outputs(models[0], moved)[0])
+
+
+def test_whitening_filters_have_uncorrelated_answers_and_their_negatives(parts):
+    images = parts[0][0]
+    run = ladder.Run("fast", parts[0], torch.device("cpu"))
+    ladder.freeze(run, images)
+    filters = next(run.model.parameters())
+    assert torch.equal(filters[:16], -filters[16:]) and not filters.requires_grad
+    patches = torch.nn.functional.unfold(ladder.prepare(images), 5, stride=2).transpose(1, 2).reshape(-1, 25)
+    answers = patches[patches.std(1) > 0] @ filters[:16].flatten(1).T
+    torch.testing.assert_close(answers.T.cov().sqrt().diag()[:4], torch.ones(4), atol=0.1, rtol=0)
+    assert (answers.T.corrcoef() - torch.eye(16)).abs().max() < 0.01
+
+
+def test_quick_writes_the_figures_of_all_rows(run, small_dir, tmp_path):
+    flags = ["--quick", "--dataset", "synthetic", "--data-dir", small_dir, "--device", "cpu", "--json", "l.json"]
+    few = {what: ladder.CHANGES[what] for what in (ladder.RECIPE, "K = 1")}
+    with patch.object(ladder, "CHANGES", few), patch.object(ladder, "RIVAL", {PUBLISHED_RIVAL: (64, 0.01)}):
+        status, out, err = run(ladder, *flags)
+    assert status == 0, err
+    record = json.loads((tmp_path / "l.json").read_text())
+    assert [(row["kind"], row["what"]) for row in record["rows"]] == [
+        ("ours", ladder.RECIPE),
+        ("ours", "K = 1"),
+        ("rival", PUBLISHED_RIVAL),
+    ]
+    assert all(len(row["seconds"]) == len(row["accuracy"]) == 2 for row in record["rows"])
+    assert "| K = 1 " in out and "synthetic" in record["data set"]
+
+
+def test_the_ladder_pairs_each_change_with_the_recipe_seed_by_seed():
+    def row(kind, what, seconds, accuracy):
+        return {"kind": kind, "what": what, "seconds": seconds, "scoring": seconds, "accuracy": accuracy}
+
+    rows = [
+        row("ours", "the recipe", [1.0, 2.0, 3.0], [98.0, 99.0, 97.0]),
+        row("ours", "better", [0.5, 1.0, 6.0], [98.5, 99.5, 97.5]),
+        row("rival", PUBLISHED_RIVAL, [2.0, 4.0, 6.0], [98.0, 98.0, 98.0]),
+        row("rival", "other", [1.0, 2.0, 3.0], [98.0, 98.0, 99.5]),
+    ]
+    made = ladder_tables({"rows": rows})
+    assert "| better     | 98.50 ± 0.58 | +0.50 ± 0.00 | 1.00 | 0.50 |" in made["ladder-ours"]
+    assert "98.00 ± 0.00 |              | 4.00 | 2.00 |" in made["ladder-rival"]
+    assert "98.50 ± 0.50 | +0.50 ± 0.50 | 2.00 | 1.00 |" in made["ladder-rival"]
+
+
+def test_no_folder_for_the_figures_is_said_before_the_work(run):
+    status, _, err = run(ladder, "--json", "none/l.json")
+    assert status == 2 and "no folder" in err
