@@ -115,8 +115,8 @@ def draw_sweep(sweep, theme):
     """The loss over the learning rate, with where it falls fastest and where it begins to rise."""
     figure, (panel,) = figures.new_figure(4.2)
     _, blue, orange, green, *_ = figures.COLOURS[theme]
-    rates, smoothed = sweep["learning_rate"], sweep["smoothed_loss"]
-    panel.plot(rates, sweep["loss"], ".", color="#8B949E", label="each step")
+    rates, smoothed = sweep.learning_rate, sweep.smoothed_loss
+    panel.plot(rates, sweep.loss, ".", color="#8B949E", label="each step")
     panel.plot(rates, smoothed, color=blue, linewidth=2, label="smoothed")
     decades = torch.tensor(rates, dtype=torch.float64).log10()
     try:
@@ -388,13 +388,14 @@ PICTURES = {
 }
 
 
-def find_files(names):
-    """(CSV files of runs in lists that share a figure, CSV files of sweeps, checkpoints) of these files and folders.
+def read_files(names):
+    """(groups of runs that share a figure, sweeps, checkpoints) of these files and folders; each file is read once.
 
-    Files that are named share a figure, runs of a folder have one for each name; what is no run there is skipped with a
-    warning. Raises UserError.
+    The first is a list of {name: list of runs}, the second of (path, sweep), the third of paths. Files that are named
+    share a figure, runs of a folder have one for each name; what is no run there is skipped with a warning. Raises
+    UserError.
     """
-    named, groups, sweeps, checkpoints = [], {}, [], []
+    named, groups, sweeps, checkpoints = {}, {}, [], []
     for name in map(Path, names):
         found = [name]
         if name.is_dir():
@@ -405,20 +406,22 @@ def find_files(names):
         for path in found:
             if path.suffix == ".pt":
                 checkpoints.append(path)
-            elif path.suffix != ".csv":
+                continue
+            if path.suffix != ".csv":
                 raise cli.UserError(f"{path} is neither a folder nor a .csv or .pt file")
-            elif curves.is_sweep(path):
-                sweeps.append(path)
-            elif path is name:
-                named.append(path)
+            try:
+                table = curves.read(path)
+            except cli.UserError as error:
+                if path is name:
+                    raise
+                cli.warn(f"skipped: {error}")
+                continue
+            if isinstance(table, curves.Sweep):
+                sweeps.append((path, table))
             else:
-                try:
-                    curves.read_run(path)
-                except cli.UserError as error:
-                    cli.warn(f"skipped: {error}")
-                else:
-                    groups.setdefault((path.parent, group_of(path)), []).append(path)
-    return [paths for paths in (named, *groups.values()) if paths], sweeps, checkpoints
+                figure = named if path is name else groups.setdefault((path.parent, group_of(path)), {})
+                figure.setdefault(group_of(path), []).append(table)
+    return [figure for figure in (named, *groups.values()) if figure], sweeps, checkpoints
 
 
 def make_parser():
@@ -436,16 +439,13 @@ def make_parser():
 
 def figures_of(args, theme):
     """Yield (name, figure) of everything that the arguments ask for."""
-    runs, sweeps, checkpoints = find_files(args.files)
-    for paths in runs:
-        groups = {}
-        for path in paths:
-            groups.setdefault(group_of(path), []).append(curves.read_run(path))
+    runs, sweeps, checkpoints = read_files(args.files)
+    for groups in runs:
         if len(groups) > MOST:
             raise cli.UserError(f"{len(groups)} different runs do not fit into a figure; name at most {MOST}")
         yield "-".join(["curves", *groups]), draw_runs(groups, theme)
-    for path in sweeps:
-        yield path.stem, draw_sweep(curves.read_sweep(path), theme)
+    for path, sweep in sweeps:
+        yield path.stem, draw_sweep(sweep, theme)
     for path in checkpoints:
         answered = Answered(path, args)
         for name, draw in PICTURES.items():

@@ -14,6 +14,7 @@ from support.files import read_text
 from support.optim import SCHEDULES, learning_rate_at
 
 Run = namedtuple("Run", "epochs test log")  # a dict for each epoch; a dict, empty before the end; the log's text
+Sweep = namedtuple("Sweep", sweep.COLUMNS)  # lists of floats, a value for each step
 Curve = namedtuple("Curve", "x mean low high")  # lists; the band is the mean ± the standard deviation
 
 
@@ -29,14 +30,14 @@ def read_table(path):
     return headings, rows[1:]
 
 
-def is_sweep(path):
-    """Whether this CSV is of train.py --find-lr."""
-    return read_table(path)[0] == sweep.COLUMNS
-
-
-def read_run(path):
-    """The `Run` of a CSV file, with the log beside it where there is one. Raises UserError."""
+def read(path):
+    """What the CSV file at `path` holds: a `Run`, or of train.py --find-lr a `Sweep`. Raises UserError."""
     headings, rows = read_table(path)
+    return (sweep_of if headings == sweep.COLUMNS else run_of)(path, headings, rows)
+
+
+def run_of(path, headings, rows):
+    """The `Run` of a table, with the log beside its file where there is one. Raises UserError."""
     known = tuple(name for name in runlog.COLUMNS if name in headings)
     missing = set(runlog.COLUMNS) - {*headings, *TRAIN_ACCURACIES, *VAL_LOSSES}  # older runs lack these columns
     if headings != known or missing:
@@ -57,12 +58,11 @@ def read_run(path):
     return Run(epochs, test, read_text(log) if log.is_file() else "")
 
 
-def read_sweep(path):
-    """{column: list of floats} of a CSV of --find-lr. Raises UserError."""
-    headings, rows = read_table(path)
+def sweep_of(path, headings, rows):
+    """The `Sweep` of a table. Raises UserError."""
     if len(rows) < 3:
         raise UserError(f"{path} holds too few steps")
-    return {name: [number(row[n], path) for row in rows] for n, name in enumerate(headings)}
+    return Sweep(*([number(row[n], path) for row in rows] for n in range(len(headings))))
 
 
 def number(cell, path):

@@ -51,6 +51,13 @@ def test_what_is_no_run_in_a_folder_is_skipped(run, trained, tmp_path):
     assert [line.split(": ")[1] for line in err.splitlines()] == ["skipped", "skipped"]
 
 
+def test_each_csv_file_is_read_once(run, folder, small_dir, monkeypatch):
+    read, real = [], curves.read_text
+    monkeypatch.setattr(curves, "read_text", lambda path: read.append(path.name) or real(path))
+    run(plot, folder, RECORDS / "tiny-s0.csv", "--format", "svg", "--data-dir", small_dir, "--device", "cpu")
+    assert sorted(name for name in read if name.endswith(".csv")) == ["run-find-lr.csv", "run.csv", "tiny-s0.csv"]
+
+
 def test_the_same_input_gives_the_same_bytes_and_dark_gives_others(run, tmp_path):
     files = [RECORDS / "tiny-s0.csv", RECORDS / "tiny-s1.csv"]
     for out, flags in (("a", []), ("b", []), ("dark", ["--dark"])):
@@ -72,13 +79,13 @@ def test_seeds_are_one_curve_with_a_band_of_one_standard_deviation():
 
 
 def test_a_record_from_before_the_validation_losses_and_a_new_log_are_read(trained):
-    old, new = curves.read_run(RECORDS / "tiny-s0.csv"), curves.read_run(trained / "logs" / "run.csv")
+    old, new = curves.read(RECORDS / "tiny-s0.csv"), curves.read(trained / "logs" / "run.csv")
     assert len(old.epochs) == 10 and "val_sum_loss" not in old.epochs[0] and old.test["joint_accuracy"] > 0.99
     assert len(new.epochs) == 2 and new.epochs[0]["val_sum_loss"] > 0 and new.test["val_sum_loss"] > 0
 
 
 def test_the_schedule_is_that_of_the_run():
-    run = curves.read_run(RECORDS / "tiny-s0.csv")
+    run = curves.read(RECORDS / "tiny-s0.csv")
     steps, rates = curves.schedule(run)
     assert steps[-1] == 4299 and max(rates) == pytest.approx(0.02, rel=1e-3)
     assert rates[-1] == pytest.approx(run.epochs[-1]["learning_rate"])
