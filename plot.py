@@ -21,7 +21,7 @@ import torch
 from data import ADDENDS, DATASETS, DIGITS, SUMS, load_digits
 from evaluate import answers, load_model, mean_probabilities, pair_outputs, score
 from support import cli, curves, figures
-from support.curves import curve, group_of
+from support.curves import group_of
 from support.device import choose_device, count
 from support.layers import connections, layers_of
 from support.sweep import suggestions
@@ -38,47 +38,78 @@ def draw_runs(groups, theme):
     """Losses, accuracies, learning rate and seconds of {name: list of runs}."""
     figure, axes = figures.new_figure(10.5, 4, 2)
     scalar = any("sum_encoding=scalar" in run.log for runs in groups.values() for run in runs)
-    sum_unit = "mean loss of the sum's encoding" if scalar else "mean cross-entropy, nats"
+    sum_unit = "loss of the sum's encoding" if scalar else "cross-entropy, nats"
+    right = "pairs right, % (log error)"
+    # The first epoch's errors are many times the last's: on a linear scale they flatten what follows.
     panels = [
-        ("digit loss", "mean cross-entropy, nats", [("digit_loss", "training"), ("val_digit_loss", "validation")]),
-        ("sum loss", sum_unit, [("sum_loss", "training"), ("val_sum_loss", "validation")]),
-        (
-            "digit accuracy",
-            "pairs right, %",
-            [("train_digit_accuracy", "training"), ("digit_accuracy", "validation")],
-        ),
-        ("sum accuracy", "pairs right, %", [("train_sum_accuracy", "training"), ("sum_accuracy", "validation")]),
-        ("joint accuracy: both right", "pairs right, %", [("joint_accuracy", "validation")]),
-        ("training time", "seconds per epoch", [("seconds", "training")]),
+        ("digit loss", "log", "cross-entropy, nats (log)", {"training": "digit_loss", "validation": "val_digit_loss"}),
+        ("sum loss", "log", f"{sum_unit} (log)", {"training": "sum_loss", "validation": "val_sum_loss"}),
+        ("digit accuracy", "error", right, {"training": "train_digit_accuracy", "validation": "digit_accuracy"}),
+        ("sum accuracy", "error", right, {"training": "train_sum_accuracy", "validation": "sum_accuracy"}),
+        ("joint accuracy: both right", "error", right, {"validation": "joint_accuracy"}),
+        ("training time", "linear", "seconds per epoch", {"training": "seconds"}),
     ]
-    for panel, (title, unit, columns) in zip(axes, panels, strict=False):
+    kinds = set()
+    for panel, (title, scale, unit, columns) in zip(axes, panels, strict=False):
         panel.set(title=title, xlabel="epoch", ylabel=unit)
-        for number, runs in enumerate(groups.values()):
-            for column, kind in columns:
-                draw_curve(panel, runs, column, kind, theme, number)
-    axes[5].set_ylim(0, 1.1 * axes[5].get_ylim()[1])
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        drawn = curves_of(groups, columns)
+        kinds |= {kind for _, kind, _ in drawn}
+        draw_curves(panel, drawn, len(groups), scale, theme)
     draw_schedules(axes[6], groups, theme)
-    draw_key(axes[7], groups, theme)
+    draw_key(axes[7], groups, kinds, theme)
     for panel in axes[:7]:
         panel.grid(linewidth=0.5)
-        panel.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
-def draw_curve(panel, runs, column, kind, theme, number):
-    """One column of a group of runs: dashed for training, solid for validation, a star for the test."""
-    found, scale = curve(runs, column), 100 if column.endswith("accuracy") else 1
-    if found is None:
+def curves_of(groups, columns):
+    """(number of the group, kind, `Curve`) of all that is recorded; columns: {kind: column}.
+
+    Kinds are "training", "validation" and "test": the test's column is that of the validation.
+    """
+    found = []
+    for number, runs in enumerate(groups.values()):
+        found += [(number, kind, curves.curve(runs, column)) for kind, column in columns.items()]
+        if "validation" in columns:
+            found.append((number, "test", curves.test_point(runs, columns["validation"])))
+    return [entry for entry in found if entry[2]]
+
+
+def draw_curves(panel, drawn, groups, scale, theme):
+    """What `curves_of` found for so many groups: dashed for training, solid for validation, stars for the test.
+
+    scale: "linear", "log", or "error" for accuracies, drawn by the logarithm of the error.
+    """
+    if not drawn:
+        panel.set(xticks=[], yticks=[])
+        panel.text(0.5, 0.5, "not recorded", transform=panel.transAxes, ha="center", va="center")
         return
-    colour, marker = figures.look(theme, number)
-    look = dict(linestyle="--", markerfacecolor="none") if kind == "training" else {}
-    mean, low, high = ([scale * value for value in values] for values in found[1:])
-    panel.plot(found.x, mean, color=colour, marker=marker, **look)
-    if len(runs) > 1:
-        panel.fill_between(found.x, low, high, color=colour, alpha=0.2, linewidth=0)
-    tested = None if kind == "training" else curves.test_mean(runs, column)
-    if tested is not None:
-        panel.plot(found.x[-1], scale * tested, color=colour, marker="*", markersize=11, markeredgecolor="none")
+    if scale == "error":
+        drawn = [(number, kind, curves.errors(found)) for number, kind, found in drawn]
+    edge = 0
+    if scale != "linear":
+        edge = figures.log_axis(panel, [found[1:] for *_, found in drawn], accuracy=scale == "error")
+    single = max(found.x[-1] for *_, found in drawn) == 1  # one epoch: groups side by side, with their values
+    for number, kind, found in drawn:
+        colour, marker = figures.look(theme, number)
+        mean, low, high = ([max(edge, value) for value in values] for values in found[1:])
+        x = [0.5 + (number + 0.5) / groups] if single else found.x
+        look = {"training": dict(linestyle="--", markerfacecolor=figures.GROUNDS[theme][0]), "validation": {}}
+        look["test"] = dict(marker="*", markersize=11, markeredgecolor="none", linestyle="none")
+        panel.plot(x, mean, **dict(color=colour, marker=marker, zorder=3) | look[kind])
+        if len(x) > 1:
+            panel.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        elif low != high:
+            panel.vlines(x, low, high, color=colour, linewidth=1.5)
+        if single and groups <= 3:  # more values would lie on one another
+            text = f"{100 - found.mean[0]:.2f}" if scale == "error" else f"{found.mean[0]:.3g}"
+            side = dict(xytext=(-8, 0), ha="right") if kind == "test" else dict(xytext=(8, 0), ha="left")
+            panel.annotate(text, (x[0], mean[0]), textcoords="offset points", va="center", **side)
+    if single:
+        panel.set(xlim=(0.5, 1.5), xticks=[1])
+    if scale == "linear":
+        panel.set_ylim(0, 1.1 * panel.get_ylim()[1])
 
 
 def draw_schedules(panel, groups, theme):
@@ -87,28 +118,34 @@ def draw_schedules(panel, groups, theme):
     panel.set(title="learning rate", ylabel="learning rate", xlabel="step" if all(schedules) else "epoch")
     for number, runs in enumerate(groups.values()):
         colour, marker = figures.look(theme, number)
-        ends = curve(runs, "learning_rate")
+        ends = curves.curve(runs, "learning_rate")
         if all(schedules):
             steps, rates = schedules[number]
             panel.plot(steps, rates, color=colour)
             panel.plot(steps[::125], rates[::125], color=colour, marker=marker, linestyle="none")
-        else:
+        elif ends:  # a damaged file may hold none
             panel.plot(ends.x, ends.mean, color=colour, marker=marker)
     panel.set_ylim(0, 1.05 * panel.get_ylim()[1])
 
 
-def draw_key(panel, groups, theme):
-    """What colours, strokes and markers mean."""
-    text = figures.GROUNDS[theme][1]
+def draw_key(panel, groups, kinds, theme):
+    """What colours, strokes and markers mean; `kinds` are those that were drawn."""
+    page, text, _ = figures.GROUNDS[theme]
     for number, (name, runs) in enumerate(groups.items()):
         colour, marker = figures.look(theme, number)
         label = f"{name}, {count(len(runs), 'run')}{': mean ± s.d.' if len(runs) > 1 else ''}"
         panel.plot([], [], color=colour, marker=marker, label=label)
-    panel.plot([], [], color=text, label="validation, without label smoothing")
-    panel.plot([], [], color=text, linestyle="--", label="training, as the run trained:\nsmoothed, augmented")
-    panel.plot([], [], color=text, linestyle="none", marker="*", markersize=9, label="test, best epoch")
+    looks = {
+        "validation": dict(marker="o", label="validation, without label smoothing"),
+        "training": dict(marker="o", linestyle="--", markerfacecolor=page,
+                         label="training, while it learned:\nsmoothed, augmented"),
+        "test": dict(linestyle="none", marker="*", markersize=9, label="test, best epoch"),
+    }  # fmt: skip
+    for kind, look in looks.items():
+        if kind in kinds:
+            panel.plot([], [], color=text, **look)
     panel.set_axis_off()
-    panel.legend(loc="center left", frameon=False, labelspacing=0.7)
+    panel.legend(loc="center left", frameon=False, labelspacing=0.7, handlelength=3)
 
 
 def draw_sweep(sweep, theme):

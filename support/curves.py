@@ -91,16 +91,27 @@ def curve(runs, column):
     if not values:
         return None
     epochs = sorted(values)
-    means = [statistics.mean(values[epoch]) for epoch in epochs]
-    deviations = [statistics.stdev(values[epoch]) if len(values[epoch]) > 1 else 0.0 for epoch in epochs]
-    low, high = ([m + sign * d for m, d in zip(means, deviations, strict=True)] for sign in (-1, 1))
-    return Curve(epochs, means, low, high)
+    return Curve(epochs, *spread([values[epoch] for epoch in epochs]))
 
 
-def test_mean(runs, column):
-    """The mean of a column of the test over the runs that are finished; None where none is."""
+def test_point(runs, column):
+    """The `Curve` of a single point: a column of the test of the finished runs, at their last epoch; None without."""
     values = [run.test[column] for run in runs if column in run.test]
-    return statistics.mean(values) if values else None
+    return Curve([max(len(run.epochs) for run in runs)], *spread([values])) if values else None
+
+
+def spread(samples):
+    """(means, lower, upper edges of the band) of a list of lists of values."""
+    means = [statistics.mean(values) for values in samples]
+    deviations = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in samples]
+    low, high = ([m + sign * d for m, d in zip(means, deviations, strict=True)] for sign in (-1, 1))
+    return means, low, high
+
+
+def errors(accuracy):
+    """The `Curve` of the pairs wrong, in %, from one of accuracies, which are fractions."""
+    mean, high, low = ([100 - 100 * value for value in values] for values in accuracy[1:])
+    return Curve(accuracy.x, mean, low, high)
 
 
 def schedule(run):

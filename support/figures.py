@@ -5,6 +5,7 @@ figure is 9 inches wide at 100 dots per inch, so that it is not scaled in a READ
 """
 
 import io
+import math
 from pathlib import Path
 
 from support.cli import UserError
@@ -67,6 +68,34 @@ def save(figure, stem, formats):
         figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else {"Software": None})
         write_atomically(path, buffer.getvalue())
     return paths
+
+
+def log_axis(axes, bands, accuracy=False):
+    """Make the y axis logarithmic, around `bands`, a list of (means, lower, upper edges); returns its lowest value.
+
+    Values below that one, such as 0, belong on it. With `accuracy` the values are errors in %; the axis is then
+    inverted and labelled with the accuracies.
+    """
+    means, lows, highs = ([value for band in bands for value in band[n] if value > 0] for n in range(3))
+    floor = min(means) / 2 if means else 0.01  # a band as wide as its mean would reach to 0
+    low, high = max(floor, min(lows, default=floor)), max(highs, default=2 * floor)
+    zero = any(value <= 0 for band in bands for value in band[0])
+    low = floor if zero else low
+    wider = max(1.0, math.sqrt(2 * low / high))  # a factor of 2 at least, or noise would fill the axis
+    low, high = (low if zero else low / wider), high * wider
+    for digits in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)):
+        ticks = [digit * 10.0**power for power in range(-9, 10) for digit in digits]
+        ticks = [tick for tick in ticks if low * (1.5 if zero else 1) <= tick <= high and not (accuracy and tick > 100)]
+        if len(ticks) >= 4:
+            break
+    values = [0.0] * zero + ticks
+    labels = [f"{100 - value if accuracy else value:.6g}" for value in values]
+    margin = (high / low) ** 0.06
+    axes.set_yscale("log")
+    axes.set_ylim(*(high * margin, low / margin)[:: 1 if accuracy else -1])
+    axes.set_yticks([low] * zero + ticks, labels)
+    axes.minorticks_off()
+    return low
 
 
 def heat_map(axes, values, theme, label, high, text=None):

@@ -71,11 +71,49 @@ def test_the_same_input_gives_the_same_bytes_and_dark_gives_others(run, tmp_path
 def test_seeds_are_one_curve_with_a_band_of_one_standard_deviation():
     runs = [curves.Run([{"epoch": 1.0, "sum_loss": loss}], {"sum_accuracy": loss}, "") for loss in (1.0, 3.0)]
     assert curves.curve(runs, "sum_loss") == ([1], [2.0], [pytest.approx(2 - 2**0.5)], [pytest.approx(2 + 2**0.5)])
-    assert curves.curve(runs, "val_sum_loss") is None and curves.test_mean(runs, "sum_accuracy") == 2
+    assert curves.curve(runs, "val_sum_loss") is None and curves.test_point(runs, "sum_accuracy")[:2] == ([1], [2])
     names = ["base-s0", "base-s12", "tiny-s1-20260102-153000", "mine", "study-sum-encoding-shift-s2"]
     assert [curves.group_of(f"{name}.csv") for name in names] == [
         *("base", "base", "tiny", "mine", "study-sum-encoding-shift")
     ]
+
+
+def runs_of(*epochs, test=None):
+    """One group of one run with these rows."""
+    return {"net": [curves.Run([{"epoch": n + 1.0, **row} for n, row in enumerate(epochs)], test or {}, "")]}
+
+
+def labels(panel):
+    return {label.get_text(): place for place, label in zip(panel.get_yticks(), panel.get_yticklabels(), strict=True)}
+
+
+def test_an_accuracy_lies_at_its_error_and_is_labelled_as_accuracy():
+    with figures.style("light"):
+        rows = [{"digit_accuracy": share, "seconds": 1.0} for share in (0.6, 0.98, 0.995)]
+        panel = plot.draw_runs(runs_of(*rows), "light").axes[2]
+    assert panel.lines[0].get_ydata().tolist() == pytest.approx([40, 2, 0.5])
+    bottom, top = panel.get_ylim()
+    assert bottom > 40 > 0.5 > top > 0.3  # more right is higher, and no point is cut off
+    assert labels(panel)["99"] == pytest.approx(1) and labels(panel)["90"] == pytest.approx(10)
+
+
+def test_no_error_at_all_lies_on_the_edge_and_is_labelled_100():
+    with figures.style("light"):
+        rows = [{"digit_accuracy": share, "val_digit_loss": 1 - share, "seconds": 1.0} for share in (0.9, 1.0)]
+        figure = plot.draw_runs(runs_of(*rows), "light")
+    for panel, label in ((figure.axes[2], "100"), (figure.axes[0], "0")):
+        assert labels(panel)[label] == panel.lines[0].get_ydata()[1]
+        assert min(panel.get_ylim()) < labels(panel)[label] < max(panel.get_ylim())
+
+
+def test_a_run_of_one_epoch_without_validation_shows_its_values():
+    row = {"digit_loss": 0.63, "train_digit_accuracy": 0.964, "seconds": 3.7}
+    with figures.style("light"):
+        figure = plot.draw_runs(runs_of(row, test={"digit_accuracy": 0.9924, "joint_accuracy": 0.9915}), "light")
+    said = [[text.get_text() for text in panel.texts] for panel in figure.axes]
+    assert said[:6] == [["0.63"], ["not recorded"], ["96.40", "99.24"], ["not recorded"], ["99.15"], ["3.7"]]
+    assert [list(panel.get_xticks()) for panel in figure.axes[:6]] == [[1], [], [1], [], [1], [1]]
+    assert not any("validation" in text.get_text() for text in figure.axes[7].get_legend().get_texts())
 
 
 def test_a_record_from_before_the_validation_losses_and_a_new_log_are_read(trained):
