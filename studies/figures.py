@@ -5,7 +5,8 @@
 Each rebuilt design beside its published log goes to studies/DESIGN.svg, those
 of plot.py go to docs/figures/.
 
-The published log is a line with dots; the seeds of ours are thin lines in a band from the lowest to the highest.
+The published log is a line with dots, where there is one; the seeds of ours are thin lines in a band from the lowest to
+the highest.
 """
 
 import io
@@ -21,6 +22,11 @@ from support.files import write_atomically
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "logs" / "records"
 PANELS = {  # quantity: label of its axis
+    "narrow-trunk": {
+        "train_digit_percent": "digits right in training, %",
+        "train_sum_percent": "sums right in training, %",
+        "epoch_loss": "loss, summed over 469 batches",
+    },
     "shared-softmax-lenet": {
         "train_digits_right": "digits right of 60,000",
         "train_sums_right": "sums right of 60,000",
@@ -64,14 +70,20 @@ def draw(design, runs):
             axes.set_title(label, fontsize="medium")
             axes.set_xlabel("step" if quantity == "learning_rate" else "epoch")
             if quantity == "epoch_loss" and max(map(max, values)) > 5 * min(map(min, values)):
-                axes.set_yscale("log")
+                lines = [list(log[quantity].values()) for log in (*published_figures(design), *runs) if quantity in log]
+                support.figures.log_axis(axes, [(line, line, line) for line in lines])
             axes.grid(alpha=0.3)
-        logs = " (two logs)" if len(published_figures(design)) > 1 else ""
-        handles = [axes.plot([], [], "o-", color=PUBLISHED, markersize=2.5)[0], axes.plot([], [], color=REBUILT)[0]]
-        labels = [f"published{logs}", f"rebuilt, {len(runs)} seeds"]
+        handles, labels = [axes.plot([], [], color=REBUILT)[0]], [f"rebuilt, {len(runs)} seeds"]
+        logs = len(published_figures(design))
+        if logs:
+            handles.insert(0, axes.plot([], [], "o-", color=PUBLISHED, markersize=2.5)[0])
+            labels.insert(0, "published" + " (two logs)" * (logs > 1))
+        else:
+            labels[0] += "; there is no published log"
         figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+        title = f"{design}: {'published and ' if logs else ''}rebuilt"
         text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Title": f"{design}: published and rebuilt"})
+        figure.savefig(text, format="svg", metadata={"Date": None, "Title": title})
     return text.getvalue()
 
 

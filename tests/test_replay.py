@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from conftest import ROOT
 from data import split_indices
 from model import build_model
 from studies import figures, likeness, replay
@@ -245,3 +246,14 @@ def test_a_figure_is_drawn_the_same_twice():
     (log,) = likeness.published_figures("two-branch-lenet")
     drawn = [figures.draw("two-branch-lenet", [log, log]) for _ in range(2)]
     assert drawn[0] == drawn[1] and "<svg" in drawn[0] and "2 seeds" in drawn[0]
+
+
+def test_the_figure_of_a_design_without_a_published_log_says_so():
+    runs = [
+        likeness.read_replay(path) for path in sorted((ROOT / "logs" / "records").glob("narrow-trunk-published-s?.csv"))
+    ]
+    drawn = figures.draw("narrow-trunk", runs)
+    assert "rebuilt, 3 seeds; there is no published log" in drawn and figures.PUBLISHED.lower() not in drawn
+    assert "there is no published log" not in figures.draw(
+        "two-branch-lenet", likeness.published_figures("two-branch-lenet")
+    )
