@@ -14,9 +14,11 @@ these that it holds. The last lines name the files that were written.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from data import ADDENDS, DATASETS, DIGITS, SUMS, load_digits
 from evaluate import answers, load_model, mean_probabilities, pair_outputs, score
@@ -203,7 +205,10 @@ def show_image(panel, image, theme, frame, dashed=False):
 
 
 def draw_samples(answered, theme):
-    """25 test images with an addend each: the first with right answers, and 5 with wrong ones between them."""
+    """25 test images with an addend each: the first with right answers, and 5 with wrong ones between them.
+
+    Its text is large, as a README shows it at half its size.
+    """
     wrong = (~answered.right).nonzero()
     wrong = wrong[torch.linspace(0, len(wrong) - 1, min(5, len(wrong))).long()] if len(wrong) else wrong
     images = [n for n in range(min(1000, len(answered.images))) if n not in wrong[:, 0].tolist()]
@@ -211,21 +216,21 @@ def draw_samples(answered, theme):
     chosen = first[: 25 - len(wrong)]
     for place, pair in enumerate(wrong.tolist()):
         chosen.insert(5 * place + 2 * place % 5, tuple(pair))
-    figure, axes = figures.new_figure(10.2, 5, 5)
+    figure, axes = figures.new_figure(11, 5, 5)
     _, blue, orange, *_ = figures.COLOURS[theme]
     for panel, (n, addend) in zip(axes, chosen, strict=False):
         right = bool(answered.right[n, addend])
         show_image(panel, answered.images[n], theme, blue if right else orange, not right)
         said = f"{answered.digit_answers[n, addend]}, {answered.sum_answers[n, addend]}"
         mark, colour = ("✓", blue) if right else ("✗", orange)
-        panel.set_title(f"{answered.digits[n]} + {addend} → {said} {mark}", loc="center", color=colour)
+        panel.set_title(f"{answered.digits[n]} + {addend} → {said} {mark}", loc="center", color=colour, fontsize=13)
         if not right:
-            panel.set_xlabel(f"right: {answered.digits[n]}, {answered.sums[n, addend]}")
+            panel.set_xlabel(f"right: {answered.digits[n]}, {answered.sums[n, addend]}", fontsize=13)
     for panel in axes[len(chosen) :]:
         panel.set_axis_off()
     figure.suptitle(f"image + number → answers of {answered.name} ({answered.dataset} test)\n"
                     f"{len(chosen) - len(wrong)} right (✓, solid frame) and {len(wrong)} wrong pairs (✗, dashed) were "
-                    f"chosen; joint accuracy {100 * answered.right.double().mean():.2f} %")  # fmt: skip
+                    f"chosen;\njoint accuracy {100 * answered.right.double().mean():.2f} %", fontsize=15)  # fmt: skip
     return figure
 
 
@@ -474,34 +479,42 @@ def make_parser():
     return parser
 
 
-def figures_of(args, theme):
-    """Yield (name, figure) of everything that the arguments ask for."""
-    runs, sweeps, checkpoints = read_files(args.files)
+def figures_of(runs, sweeps, checkpoints, args, theme):
+    """Yield (name, function that draws it) of each figure of what `read_files` returned."""
     for groups in runs:
         if len(groups) > MOST:
             raise cli.UserError(f"{len(groups)} different runs do not fit into a figure; name at most {MOST}")
-        yield "-".join(["curves", *groups]), draw_runs(groups, theme)
+        yield "-".join(["curves", *groups]), partial(draw_runs, groups, theme)
     for path, sweep in sweeps:
-        yield path.stem, draw_sweep(sweep, theme)
+        yield path.stem, partial(draw_sweep, sweep, theme)
     for path in checkpoints:
         answered = Answered(path, args)
         for name, draw in PICTURES.items():
-            yield f"{path.stem}-{name}", draw(answered, theme)
+            yield f"{path.stem}-{name}", partial(draw, answered, theme)
 
 
-def main(argv=None):
-    args = make_parser().parse_args(argv)
+def write_figures(args, only=None):
+    """Draw what the arguments ask for and print the names of the files; `only`: those of these names."""
     figures.require_matplotlib()
-    theme = "dark" if args.dark else "light"
+    theme, written = "dark" if args.dark else "light", set()
+    inputs = read_files(args.files)
+    total = len(inputs[0]) + len(inputs[1]) + len(inputs[2]) * len(PICTURES)
+    options = dict(total=total, unit="figure", delay=2, leave=False, disable=None)
     with figures.style(theme):
-        written = set()
-        for name, figure in figures_of(args, theme):
+        for name, draw in tqdm(figures_of(*inputs, args, theme), **options):
+            if only is not None and name not in only:
+                continue
             if name in written:
                 raise cli.UserError(f"two of the inputs give the figure {name}; draw one of them into another --out")
             written.add(name)
             Path(args.out).mkdir(parents=True, exist_ok=True)
             stem = Path(args.out) / f"{name}{'-dark' if args.dark else ''}"
-            print(*figures.save(figure, stem, args.format), sep="\n", flush=True)
+            tqdm.write("\n".join(map(str, figures.save(draw(), stem, args.format))))  # above the progress bar
+            sys.stdout.flush()
+
+
+def main(argv=None):
+    write_figures(make_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python -m studies.figures
 
 Each rebuilt design beside its published log goes to studies/DESIGN.svg, those
-of plot.py go to docs/figures/.
+of plot.py go to docs/figures/, and those that a page shows are drawn for dark
+pages too.
 
 The published log is a line with dots, where there is one; the seeds of ours are thin lines in a band from the lowest to
 the highest.
@@ -21,6 +22,7 @@ from support.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "logs" / "records"
+SHOWN = ("curves-base-tiny", *(f"tiny-{name}" for name in ("samples", "errors", "addition", "architecture")))
 PANELS = {  # quantity: label of its axis
     "narrow-trunk": {
         "train_digit_percent": "digits right in training, %",
@@ -105,7 +107,9 @@ def main(argv=None):
             print(path)
     runs = [str(path) for size in ("base", "tiny") for path in sorted(RECORDS.glob(f"{size}-s*.csv"))]
     place = ["--out", str(Path(args.out) / "docs" / "figures"), "--format", "svg", "--data-dir", str(ROOT / "data")]
-    return plot.main([str(ROOT / "logs" / "tiny.pt"), *runs, *place])
+    words = [str(ROOT / "logs" / "tiny.pt"), *runs, *place]
+    plot.write_figures(plot.make_parser().parse_args(words))
+    plot.write_figures(plot.make_parser().parse_args([*words, "--dark"]), only=SHOWN)
 
 
 if __name__ == "__main__":

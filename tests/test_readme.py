@@ -3,10 +3,12 @@
 import re
 import runpy
 import shutil
+from pathlib import Path
 
 import pytest
 
 from conftest import ROOT
+from studies.figures import SHOWN
 from studies.tables import PAGES
 
 README = (ROOT / "README.md").read_text()
@@ -41,6 +43,26 @@ def test_every_link_leads_somewhere(page):
             path = ((ROOT / page).parent / target if target else ROOT / page).resolve()
             assert path.exists(), link
             assert not anchor or anchor in anchors(path.read_text(encoding="utf-8")), link
+
+
+def pictures(page, attribute):
+    """The files of the page's `src` or `srcset`, relative to the repository's root."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return {str(Path(page).parent / name) for name in re.findall(rf' {attribute}="([^"]+)"', text)}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/running.md"])
+def test_every_picture_has_a_variant_for_dark_pages(page):
+    light, dark = pictures(page, "src"), pictures(page, "srcset")
+    assert light and "![" not in (ROOT / page).read_text(encoding="utf-8")
+    assert dark == {re.sub(r"(\.\w+)$", r"-dark\1", name) for name in light}
+    assert all((ROOT / name).is_file() for name in light | dark)
+
+
+def test_the_dark_variants_are_drawn_by_one_command_and_each_is_shown():
+    shown = pictures("README.md", "srcset") | pictures("docs/running.md", "srcset")
+    assert shown == {str(path.relative_to(ROOT)) for path in ROOT.glob("docs/figures/*-dark.*")}
+    assert shown == {f"docs/figures/{name}-dark.svg" for name in SHOWN} | {"docs/figures/page-dark.png"}
 
 
 @pytest.mark.parametrize("page", [*PAGES, "docs/running.md"])
