@@ -32,28 +32,20 @@ OPSET = 18
 INPUTS, OUTPUTS = ("image", "addend"), ("digit", "sum")
 LOADER = """\
 import sys
-
 import torch
 from torch import nn
 
+net = nn.ModuleDict({{"encoder": nn.Sequential(  # {name}: {parameters:,d} parameters
+{encoder}),
+    "fusion": nn.Sequential({fusion}), "digit_head": {digit_head}, "sum_head": {sum_head}}})
+net.eval().load_state_dict(torch.load(sys.argv[1], weights_only=True))  # python loader.py FILE, of --state-dict
 
-class Net(nn.Module):  # {name}: {parameters:,d} parameters
-    def __init__(self):
-        super().__init__()
-        self.encoder = nn.Sequential(
-{encoder}
-        )
-        self.fusion = nn.Sequential({fusion})
-        self.digit_head, self.sum_head = {heads}
+def answer(image, addend):  # grey [B, 1, 28, 28] from 0 to 255, int64 [B] -> logits [B, 10] and [B, 19]
+    fused = net["fusion"](torch.cat([net["encoder"]((image / 255 - {mean}) / {std}), torch.eye({addends})[addend]], 1))
+    return net["digit_head"](fused), net["sum_head"](fused)
 
-    def forward(self, image, addend):  # (grey [B, 1, 28, 28] of 0 to 255 / 255 - {mean}) / {std}, int64 [B]
-        onehot = nn.functional.one_hot(addend, {addends}).float()
-        fused = self.fusion(torch.cat([self.encoder(image), onehot], dim=1))
-        return self.digit_head(fused), self.sum_head(fused)  # logits [B, 10] and [B, 19]; argmax is the answer
-
-
-net = Net().eval()  # python loader.py FILE, of --state-dict
-net.load_state_dict(torch.load(sys.argv[1], weights_only=True))
+image = nn.functional.pad(torch.full((1, 1, 20, 2), 255.0), (13, 13, 4, 4))  # an upright stroke: a 1
+print([logits.argmax().item() for logits in answer(image, torch.tensor([5]))])  # the digit and the sum with 5
 """
 
 
@@ -154,17 +146,18 @@ def loader(model, name):
     plain = type(model) is AddendNet and model.addend_encoding.kind == "onehot"
     if not plain or type(model.sum_encoding) is not OneHotSum:
         raise cli.UserError(f"--show-loader knows tiny, base, large and fast with one-hot encodings, not this {name}")
-    lines, line = [], []
+    lines = [[]]
     for layer in model.encoder:
-        if isinstance(layer, torch.nn.Conv2d | torch.nn.Flatten) and line:  # a line for each convolution
-            lines, line = [*lines, line], []
-        line.append(source(layer))
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear) and lines[-1]:  # a line for each layer with weights
+            lines.append([])
+        lines[-1].append(source(layer))
     return LOADER.format(
         name=name,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        encoder="\n".join(f"            {', '.join(line)}," for line in [*lines, line]),
+        encoder=",\n".join(f"    {', '.join(line)}" for line in lines),
         fusion=", ".join(map(source, model.fusion)),
-        heads=", ".join(map(source, (model.digit_head, model.sum_head))),
+        digit_head=source(model.digit_head),
+        sum_head=source(model.sum_head),
         mean=MEAN,
         std=STD,
         addends=ADDENDS,

@@ -80,7 +80,7 @@ def test_the_committed_network_exported_gives_the_same_answers_on_all_test_pairs
     assert status == 0 and "100,000 pairs: 0 answers differ" in out
 
 
-def test_the_loader_needs_pytorch_alone_and_gives_the_same_logits(run, tmp_path, monkeypatch, small):
+def test_the_loader_is_short_needs_pytorch_alone_and_gives_the_same_logits(run, monkeypatch, small, capsys):
     assert run(export, "--ckpt", TINY, "--state-dict", "tiny.pth")[0] == 0
     status, program, _ = run(export, "--ckpt", TINY, "--show-loader")
     assert status == 0
@@ -91,11 +91,13 @@ def test_the_loader_needs_pytorch_alone_and_gives_the_same_logits(run, tmp_path,
         for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
     }
     assert imported == {"sys", "torch"}
+    assert program.count("\n") <= 20
     monkeypatch.setattr("sys.argv", ["loader.py", "tiny.pth"])
     scope = {}
     exec(program, scope)
+    assert capsys.readouterr().out == "[1, 6]\n"  # its example is an upright stroke and the number 5
     image, addend = small[0][:8], torch.arange(8)
-    theirs = scope["net"]((image / 255 - data.MEAN) / data.STD, addend)
+    theirs = scope["answer"](image, addend)
     ours = evaluate.load_model(TINY)[0](data.prepare(image), addend)
     for their, our in zip(theirs, ours, strict=True):
         torch.testing.assert_close(their, our, atol=1e-4, rtol=1e-4)
@@ -108,9 +110,9 @@ def test_the_loader_builds_every_size(name, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["loader.py", str(tmp_path / "net.pth")])
     scope = {}
     exec(export.loader(net, name), scope)
-    image, addend = torch.randn(3, 1, 28, 28), torch.arange(3)
-    for their, our in zip(scope["net"](image, addend), net(image, addend), strict=True):
-        torch.testing.assert_close(their, our)
+    image, addend = torch.randint(256, (3, 1, 28, 28), dtype=torch.uint8), torch.arange(3)
+    for their, our in zip(scope["answer"](image, addend), net(data.prepare(image), addend), strict=True):
+        torch.testing.assert_close(their, our, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("encodings", [("onehot", "shift"), ("onehot", "binary"), ("scalar", "onehot")])
