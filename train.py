@@ -208,7 +208,9 @@ def train(args, state, device, files, argv):
     else:
         state = fixed | {name: state[name] for name in PROGRESS}
         files.save_last(state)  # a kill may have come between its two files
-        print(f"continuing after epoch {state['epoch']} of {args.epochs}, writing to {files.logs}\n")
+        complete = f"the run is complete ({count(args.epochs, 'epoch')}) and is only scored again"
+        continuing = f"continuing after epoch {state['epoch']} of {args.epochs}"
+        print(f"{complete if state['epoch'] == args.epochs else continuing}, writing to {files.logs}\n")
         state["continued"].append(continuation(state["header"], state["epoch"], device, notes))
     if args.dry_run or args.find_lr:
         epochs = partial(train_epoch, args, model, network, optimizer, None, batches)
