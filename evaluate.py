@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from data import ADDENDS, DATASETS, DIGITS, MEAN, STD, load_digits, load_folder, prepare
 from model import build_model
@@ -37,7 +38,7 @@ def pair_outputs(model, images, batch_size=500, device="cpu"):
     model.eval()
     all_addends = torch.arange(ADDENDS, device=device)
     outputs = []
-    for batch in images.split(batch_size):
+    for batch in tqdm(images.split(batch_size), "scoring", unit="batch", delay=2, leave=False, disable=None):
         image = prepare(batch.to(device))
         outputs.append(model(image, all_addends.expand(len(image), ADDENDS)))
     model.train(mode)

@@ -499,9 +499,9 @@ def write_figures(args, only=None):
     theme, written = "dark" if args.dark else "light", set()
     inputs = read_files(args.files)
     total = len(inputs[0]) + len(inputs[1]) + len(inputs[2]) * len(PICTURES)
-    options = dict(total=total, unit="figure", delay=2, leave=False, disable=None)
+    drawn = figures_of(*inputs, args, theme)
     with figures.style(theme):
-        for name, draw in tqdm(figures_of(*inputs, args, theme), **options):
+        for name, draw in tqdm(drawn, "drawing", total, unit="figure", delay=2, leave=False, disable=None):
             if only is not None and name not in only:
                 continue
             if name in written:

@@ -21,6 +21,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from data import ADDENDS, MEAN, STD, load_digits, prepare
 from evaluate import load_model
@@ -119,7 +120,7 @@ def differences(content, model, images, batch_size=500):
     """
     session = needed("onnxruntime").InferenceSession(content, providers=["CPUExecutionProvider"])
     answers, differing, largest = Answers(model).eval(), 0, 0.0
-    for batch in images.split(batch_size):
+    for batch in tqdm(images.split(batch_size), "verifying", unit="batch", delay=2, leave=False, disable=None):
         image = batch.repeat_interleave(ADDENDS, dim=0)
         addend = torch.arange(ADDENDS).repeat(len(batch))
         there = session.run(OUTPUTS, {"image": image.numpy(), "addend": addend.numpy()})

@@ -213,7 +213,8 @@ def update_bn(averaged, batches, epoch):
         def forward(self, pair):
             return self.model(*pair)
 
-    swa_utils.update_bn(([(image, addend)] for image, addend, _, _ in batches.epoch(epoch)), OneInput())
+    progress = tqdm(batches.epoch(epoch), "batch norm", len(batches), delay=2, leave=False, disable=None)
+    swa_utils.update_bn(([(image, addend)] for image, addend, _, _ in progress), OneInput())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -239,8 +240,9 @@ def score_batches(model, images, digits, size, addends):
     model.eval()
     device = next(model.parameters()).device
     losses, right, sizes = [], [], []
-    tables = images, digits, addends[: len(images)]
-    for image, digit, addend in zip(*(table.to(device).split(size) for table in tables), strict=True):
+    tables = [table.to(device).split(size) for table in (images, digits, addends[: len(images)])]
+    progress = tqdm(zip(*tables, strict=True), "scoring", len(tables[0]), delay=2, leave=False, disable=None)
+    for image, digit, addend in progress:
         batch_losses, answers = forward(model, prepare(image), addend, digit, digit + addend)
         losses.append(torch.stack(batch_losses))
         right.append(answers)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from support.files import write_atomically
 
@@ -55,7 +56,8 @@ def make_synthetic(count, seed):
     images = np.empty((count, 28, 28), np.uint8)
     axis = (np.arange(28, dtype=np.float32) - 13.5) / 20  # MNIST's digits fill 20 of 28 pixels
     y, x = (grid.ravel() for grid in np.meshgrid(axis, axis, indexing="ij"))
-    for start in range(0, count, 2000):
+    starts = range(0, count, 2000)
+    for start in tqdm(starts, "drawing synthetic digits", unit="batch", delay=2, leave=False, disable=None):
         n = min(2000, count - start)
         uniform = random.uniform(-1, 1, (n, 8, 1)).astype(np.float32)
         angle, slant, width, height, right, down, thickness, ink = (uniform[:, i] for i in range(8))

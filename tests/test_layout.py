@@ -81,3 +81,11 @@ def test_train_py_can_be_read_in_one_sitting():
 def test_torchvision_is_imported_to_read_mnist_alone():
     program = "import sys, train, evaluate; sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_progress_bar_reaches_a_log_or_a_pipe(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "tqdm":
+            options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            assert options.get("disable") == "None" and options.get("leave") == "False", ast.unparse(node)
