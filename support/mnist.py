@@ -1,14 +1,17 @@
-"""MNIST's four files: checked by checksum, unpacked or downloaded where needed, read by torchvision."""
+"""MNIST's four files: checked by checksum, unpacked or downloaded where needed, read into tensors."""
 
 import gzip
 import hashlib
 import http.client
 import io
+import struct
 import sys
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+import torch
 
 from support.cli import UserError
 from support.files import write_atomically
@@ -17,7 +20,7 @@ MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.go
 ATTEMPTS = 2  # rounds over the mirrors
 SILENCE_LIMIT = 20.0  # seconds that a mirror may send nothing
 FILE_LIMIT = 600.0  # seconds that one file may take
-# name: (bytes, MD5), of the archives as torchvision checks them
+# name: (bytes, MD5); those of the archives are torchvision's
 MNIST_FILES = {
     "train-images-idx3-ubyte": (47040016, "6bbc9ace898e44ae57da46a324031adb"),
     "train-labels-idx1-ubyte": (60008, "a25bea736e30d166cdddb491f175f624"),
@@ -40,37 +43,50 @@ class MissingDataError(DataError):
 
 def load_mnist(data_dir, train):
     """MNIST's (images, digits), from files with the official checksums; see `data.load_digits`."""
-    if (Path(data_dir) / "MNIST" / "processed").exists():
-        raise DataError(f"{data_dir}/MNIST/processed is an old cache that torchvision would read instead; remove it")
     folder = Path(data_dir) / "MNIST" / "raw"
-    for path in [folder / name for name in MNIST_FILES if not name.endswith(".gz")]:
-        # Before training the test files too, not to fail at the end of it. torchvision wants to see all four always.
-        if train or path.name.startswith("t10k") or not path.exists():
-            ensure_mnist_file(path)
-    from torchvision.datasets import MNIST  # here, since it takes as long to import as torch itself
-
-    mnist = MNIST(data_dir, train=train, download=False)
-    return mnist.data.unsqueeze(1), mnist.targets
+    # Before training the test files are checked too, not to fail at the end of it.
+    names = [name for name in MNIST_FILES if not name.endswith(".gz") and (train or name.startswith("t10k"))]
+    images, digits, *_ = [unpack_idx(read_mnist_file(folder / name)) for name in names]
+    return images.unsqueeze(1), digits.long()
 
 
-def ensure_mnist_file(path):
-    """Make sure that the unpacked file at `path` is MNIST's: check it, else unpack its .gz, else download that."""
-    if matches(path):
-        return
-    archive = path.with_name(f"{path.name}.gz")
-    if matches(archive):
-        content = archive.read_bytes()
-    else:
-        content = download(archive, damaged=[file for file in (path, archive) if file.exists()])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(archive, content)
-    write_atomically(path, gzip.decompress(content))
+def read_mnist_file(path):
+    """The content of MNIST's file at `path`, a bytearray; made from its .gz where it is absent or damaged.
+
+    The checksum is of the bytes that are returned: the file is read once, whole, so it cannot change in between.
+    """
+    content = read_if_right(path)
+    if content is None:
+        archive = path.with_name(f"{path.name}.gz")
+        packed = read_if_right(archive)
+        if packed is None:
+            packed = download(archive, damaged=[file for file in (path, archive) if file.exists()])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(archive, packed)
+        content = bytearray(gzip.decompress(packed))
+        write_atomically(path, content)
+    return content
 
 
-def matches(path):
-    """Whether there is a file of the size and MD5 that MNIST's file of this name has."""
+def read_if_right(path):
+    """The file's content, a bytearray, if it has the size and MD5 that MNIST's file of this name has; else None."""
     size, md5 = MNIST_FILES[path.name]
-    return path.is_file() and path.stat().st_size == size and md5_of(path.read_bytes()) == md5
+    if not path.is_file() or path.stat().st_size != size:
+        return None
+    content = bytearray(size)
+    with open(path, "rb") as file:
+        file.readinto(content)
+    return content if md5_of(content) == md5 else None
+
+
+def unpack_idx(content):
+    """The uint8 tensor in a file of MNIST's format, IDX, that has the right checksum; it shares the memory.
+
+    The fourth byte is the number of dimensions; then come the sizes, as big-endian int32, and the values.
+    """
+    dimensions = content[3]
+    shape = struct.unpack_from(f">{dimensions}i", content, offset=4)
+    return torch.frombuffer(content, dtype=torch.uint8, offset=4 + 4 * dimensions).view(shape)
 
 
 def md5_of(content):

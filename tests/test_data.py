@@ -145,6 +145,16 @@ def test_mnist_is_mnist(mnist_dir):
     assert images.shape == (10_000, 1, 28, 28) and digits[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_mnist_is_read_as_torchvision_reads_it(mnist_dir, train):
+    from torchvision.datasets import MNIST  # here, since its import takes seconds
+
+    images, digits, _ = data.load_digits("mnist", mnist_dir, train=train)
+    theirs = MNIST(mnist_dir, train=train)
+    assert torch.equal(images.squeeze(1), theirs.data) and images.is_contiguous()
+    assert torch.equal(digits, theirs.targets) and digits.dtype == theirs.targets.dtype
+
+
 def test_data_too_large_for_the_device_give_the_same_examples(small):
     plain, sent = (data.Batches(*small, 64, 3, 2, 0.5, resident=resident) for resident in (True, False))
     for ours, other in zip(plain.epoch(1), sent.epoch(1), strict=True):

@@ -3,6 +3,7 @@
 import functools
 import gzip
 import http.server
+import os
 import socket
 import struct
 import threading
@@ -227,13 +228,40 @@ def test_a_damaged_file_is_made_anew_from_its_archive_or_a_mirror(mirrors, raw, 
     assert (raw / f"{TRAIN_IMAGES}.gz").read_bytes() == PACKED[TRAIN_IMAGES]
 
 
-def test_an_old_cache_that_would_be_read_in_place_of_the_files_is_refused(run, mirrors, raw):
+def test_an_old_cache_of_torchvision_is_not_read_in_place_of_the_files(mirrors, raw):
     old = raw.parent / "processed"
     old.mkdir()
     for name in ("training.pt", "test.pt"):
         torch.save((torch.zeros(5, 28, 28, dtype=torch.uint8), torch.zeros(5, dtype=torch.int64)), old / name)
-    status, _, err = run(train, "--val-size", 1)
-    assert status == 2 and err.count("\n") == 1 and "processed is an old cache" in err
+    assert is_good(*mnist.load_mnist(raw.parents[1], train=True), 90)
+    assert is_good(*mnist.load_mnist(raw.parents[1], train=False), 30)
+
+
+def test_a_file_damaged_since_the_last_start_is_noticed_whatever_its_size_and_times(mirrors, raw):
+    mirrors("404")
+    mnist.load_mnist(raw.parents[1], train=True)
+    path, before = raw / TRAIN_IMAGES, (raw / TRAIN_IMAGES).stat()
+    path.write_bytes(flipped(IMAGES))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(data.DataError, match=f"{TRAIN_IMAGES} is damaged"):
+        mnist.load_mnist(raw.parents[1], train=True)
+
+
+def test_a_folder_that_is_read_only_is_read(mirrors, raw, monkeypatch):
+    monkeypatch.setattr(mnist, "write_atomically", lambda *_: pytest.fail("wrote"))
+    assert is_good(*mnist.load_mnist(raw.parents[1], train=True), 90)
+
+
+def test_the_test_half_needs_no_training_files_and_the_training_half_needs_the_test_files(mirrors, raw):
+    mirrors("404")
+    for name in (TRAIN_IMAGES, TRAIN_LABELS):
+        (raw / name).rename(raw.parent / name)
+    assert is_good(*mnist.load_mnist(raw.parents[1], train=False), 30)
+    for name in (TRAIN_IMAGES, TRAIN_LABELS):
+        (raw.parent / name).rename(raw / name)
+    (raw / TEST_LABELS).unlink()
+    with pytest.raises(data.DataError, match=f"there is no .*{TEST_LABELS}"):
+        mnist.load_mnist(raw.parents[1], train=True)
 
 
 def test_evaluate_refuses_damaged_data_too(run, mirrors, raw, trained):

@@ -78,8 +78,12 @@ def test_train_py_can_be_read_in_one_sitting():
     assert len((ROOT / "train.py").read_text().splitlines()) <= 300
 
 
-def test_torchvision_is_imported_to_read_mnist_alone():
-    program = "import sys, train, evaluate; sys.exit('torchvision' in sys.modules)"
+def test_no_script_imports_torchvision():
+    """Its import takes as long as that of torch; `studies.rivals` alone, the usual loop, is built on it."""
+    for path in FILES:
+        if path.name != "rivals.py":
+            assert not [name for name, _ in imports(path) if name.split(".")[0] == "torchvision"], path
+    program = "import sys, train, evaluate, predict, plot; sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
 
 
