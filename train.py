@@ -294,7 +294,7 @@ def main(argv=None):
             print(f"train.py: interrupted; {advice}", file=sys.stderr)
         return 143 if isinstance(interrupt, cli.Terminated) else 130
     finally:
-        torch.use_deterministic_algorithms(False)
+        set_deterministic(False, device)  # for the next run of the same process
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ def set_deterministic(deterministic, device):
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-    torch.use_deterministic_algorithms(deterministic, warn_only=device.type == "mps")  # which lacks some
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # a call imports much of PyTorch: a second
+        torch.use_deterministic_algorithms(deterministic, warn_only=device.type == "mps")  # which lacks some
 
 
 def fastest_precision(device):

@@ -204,11 +204,17 @@ def test_every_flag_is_tested_to_act_or_named_here():
 
 
 def test_deterministic_asks_torch_for_it(run, small_flags, monkeypatch):
-    asked = []
-    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode, **_: asked.append(mode))
-    assert run(train, *small_flags, "--epochs", 1, "--deterministic")[0] == 0 and asked == [True, False]
-    assert not torch.backends.cudnn.benchmark
+    asked, ask = [], torch.use_deterministic_algorithms
+
+    def record(mode, **options):
+        asked.append((mode, torch.backends.cudnn.benchmark))
+        ask(mode, **options)
+
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", record)
+    assert run(train, *small_flags, "--epochs", 1, "--deterministic")[0] == 0
+    assert asked == [(True, False), (False, True)] and not torch.are_deterministic_algorithms_enabled()
     assert run(train, *small_flags, "--epochs", 1, "--run-name", "other")[0] == 0 and torch.backends.cudnn.benchmark
+    assert len(asked) == 2  # the call would import a thousand modules
 
 
 def test_best_of_another_run_is_kept_and_named(run, small_flags, tmp_path):
