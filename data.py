@@ -22,13 +22,12 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from support.checkpoint import DATASET_NAMES
+from support.flags import DATASETS
 from support.mnist import DataError, MissingDataError, load_mnist
 from support.synthetic import load_synthetic
 
 MEAN, STD = 0.1307, 0.3081  # of the 60,000 training images of MNIST, on a scale from 0 to 1
 DIGITS, ADDENDS, SUMS = 10, 10, 19
-DATASETS = ("auto", *DATASET_NAMES)
 BLOCK = 32  # batches gathered at once
 
 

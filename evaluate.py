@@ -16,12 +16,31 @@ import math
 import sys
 from pathlib import Path
 
+from support import cli, flags
+
+
+def make_parser():
+    parser = cli.Parser(__doc__, " [FILE ...]")
+    add = parser.add_argument
+    add("files", nargs="*", metavar="FILE", help="the same as --ckpt")
+    add("--ckpt", nargs="+", metavar="FILE", help="checkpoint; several make an ensemble (default: best.pt)")
+    add("--dataset", choices=flags.DATASETS, help="instead of the one that the checkpoint was trained on")
+    add("--dataset-folder", metavar="FOLDER", help="score your own images, named by their digit: 7_anything.png")
+    add("--data-dir", default="data", metavar="FOLDER", help="where the data sets are")
+    add("--device", choices=cli.DEVICES, default="auto", help="auto: CUDA, else MPS, else the CPU")
+    add("--batch-size", type=cli.integer(1), default=500, help="images at a time, ten pairs each")
+    add("--json", metavar="FILE", help="write every score to this file too, accuracies as fractions")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.begin_script(make_parser)  # answers --help and a mistyped flag before PyTorch is imported, which takes seconds
+
 import torch
 from tqdm import tqdm
 
-from data import ADDENDS, DATASETS, DIGITS, MEAN, STD, load_digits, load_folder, prepare
+from data import ADDENDS, DIGITS, MEAN, STD, load_digits, load_folder, prepare
 from model import build_model
-from support import cli
 from support.checkpoint import CheckpointError, check_weights_file, copy_tensors, load_checkpoint
 from support.device import choose_device
 from support.files import write_atomically
@@ -194,20 +213,6 @@ def full_report(scores, dataset):
     for entry in scores["confused_digits"][:5]:
         lines.append(f"    a {entry['digit']} read as {entry['predicted']}: {entry['pairs']:,d} pairs")
     return "\n".join(lines if scores["confused_digits"] else lines[:-2])
-
-
-def make_parser():
-    parser = cli.Parser(__doc__, " [FILE ...]")
-    add = parser.add_argument
-    add("files", nargs="*", metavar="FILE", help="the same as --ckpt")
-    add("--ckpt", nargs="+", metavar="FILE", help="checkpoint; several make an ensemble (default: best.pt)")
-    add("--dataset", choices=DATASETS, help="instead of the one that the checkpoint was trained on")
-    add("--dataset-folder", metavar="FOLDER", help="score your own images, named by their digit: 7_anything.png")
-    add("--data-dir", default="data", metavar="FOLDER", help="where the data sets are")
-    add("--device", choices=cli.DEVICES, default="auto", help="auto: CUDA, else MPS, else the CPU")
-    add("--batch-size", type=cli.integer(1), default=500, help="images at a time, ten pairs each")
-    add("--json", metavar="FILE", help="write every score to this file too, accuracies as fractions")
-    return parser
 
 
 def main(argv=None):

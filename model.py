@@ -18,12 +18,25 @@ prints the layers of a network with their output shapes, parameters and multiply
 import sys
 from functools import partial
 
+from support import cli, flags
+
+
+def make_parser():
+    parser = cli.Parser("Print the layers of a network: output shapes, parameters, multiply-adds.")
+    parser.add_argument(
+        "--model", default="base", metavar="NAME", help=f"{', '.join(flags.SIZES)}, or a published design"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    cli.begin_script(make_parser)  # answers --help and a mistyped flag before PyTorch is imported, which takes seconds
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from data import ADDENDS, DIGITS, SUMS, Batches
-from support import cli
 from support.layers import table_of
 from support.recipes import RECIPES
 
@@ -322,9 +335,7 @@ class ShiftNet(AddendNet):
 
 
 def main(argv=None):
-    parser = cli.Parser("Print the layers of a network: output shapes, parameters, multiply-adds.")
-    parser.add_argument("--model", default="base", metavar="NAME", help=f"{', '.join(SIZES)}, or a published design")
-    name = parser.parse_args(argv).model
+    name = make_parser().parse_args(argv).model
     try:
         model = build_model(name)
     except ValueError as error:

@@ -17,12 +17,33 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from support import cli, flags
+
+FORMATS = ("png", "svg")
+
+
+def make_parser():
+    parser = cli.Parser(__doc__, " FILE|FOLDER ...")
+    add = parser.add_argument
+    add("files", nargs="+", metavar="FILE|FOLDER", help="CSV files, checkpoints, or folders of them")
+    add("--out", default="figures", metavar="FOLDER", help="where the figures go; those of the same name are replaced")
+    add("--format", nargs="+", choices=FORMATS, default=list(FORMATS), help="of the files")
+    add("--dark", action="store_true", help="light on dark; the names then end in -dark")
+    add("--dataset", choices=flags.DATASETS, help="instead of the one that the checkpoint was trained on")
+    add("--data-dir", default="data", metavar="FOLDER", help="where the data sets are")
+    add("--device", choices=cli.DEVICES, default="auto", help="auto: CUDA, else MPS, else the CPU")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.begin_script(make_parser)  # answers --help and a mistyped flag before PyTorch is imported, which takes seconds
+
 import torch
 from tqdm import tqdm
 
-from data import ADDENDS, DATASETS, DIGITS, SUMS, load_digits
+from data import ADDENDS, DIGITS, SUMS, load_digits
 from evaluate import answers, load_model, mean_probabilities, pair_outputs, score
-from support import cli, curves, figures
+from support import curves, figures
 from support.curves import group_of
 from support.device import choose_device, count
 from support.layers import connections, layers_of
@@ -464,19 +485,6 @@ def read_files(names):
                 figure = named if path is name else groups.setdefault((path.parent, group_of(path)), {})
                 figure.setdefault(group_of(path), []).append(table)
     return [figure for figure in (named, *groups.values()) if figure], sweeps, checkpoints
-
-
-def make_parser():
-    parser = cli.Parser(__doc__, " FILE|FOLDER ...")
-    add = parser.add_argument
-    add("files", nargs="+", metavar="FILE|FOLDER", help="CSV files, checkpoints, or folders of them")
-    add("--out", default="figures", metavar="FOLDER", help="where the figures go; those of the same name are replaced")
-    add("--format", nargs="+", choices=figures.FORMATS, default=list(figures.FORMATS), help="of the files")
-    add("--dark", action="store_true", help="light on dark; the names then end in -dark")
-    add("--dataset", choices=DATASETS, help="instead of the one that the checkpoint was trained on")
-    add("--data-dir", default="data", metavar="FOLDER", help="where the data sets are")
-    add("--device", choices=cli.DEVICES, default="auto", help="auto: CUDA, else MPS, else the CPU")
-    return parser
 
 
 def figures_of(runs, sweeps, checkpoints, args, theme):

@@ -16,13 +16,31 @@ import random
 import sys
 from pathlib import Path
 
+from support import cli
+
+
+def make_parser():
+    parser = cli.Parser(__doc__, " [IMAGE ...]")
+    add = parser.add_argument
+    add("files", nargs="*", metavar="IMAGE", help="the same as --image")
+    add("--image", nargs="+", metavar="FILE", help="images, folders of images, - for standard input")
+    add("--number", type=cli.integer(0, 9), help="what to add (default: drawn at random for each digit)")
+    add("--split", action="store_true", help="read several digits in an image, from left to right")
+    add("--ckpt", metavar="FILE", help="checkpoint (default: best.pt, else the committed logs/tiny.pt)")
+    add("--json", action="store_true", help="print JSON, with all probabilities and the network's input")
+    add("--save-input", metavar="FILE", help="write the image that the network saw, 28 x 28 pixels, as PNG")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.begin_script(make_parser)  # answers --help and a mistyped flag before PyTorch is imported, which takes seconds
+
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from data import ADDENDS, prepare
 from evaluate import load_model
-from support import cli
 from support.files import write_atomically
 from support.images import ImageError, image_files, name_of, png, read_digits
 
@@ -86,19 +104,6 @@ def in_words(entry):
     if entry["digit"] + entry["number"] != entry["sum"]:
         line += "; the two answers disagree"
     return line
-
-
-def make_parser():
-    parser = cli.Parser(__doc__, " [IMAGE ...]")
-    add = parser.add_argument
-    add("files", nargs="*", metavar="IMAGE", help="the same as --image")
-    add("--image", nargs="+", metavar="FILE", help="images, folders of images, - for standard input")
-    add("--number", type=cli.integer(0, ADDENDS - 1), help="what to add (default: drawn at random for each digit)")
-    add("--split", action="store_true", help="read several digits in an image, from left to right")
-    add("--ckpt", metavar="FILE", help="checkpoint (default: best.pt, else the committed logs/tiny.pt)")
-    add("--json", action="store_true", help="print JSON, with all probabilities and the network's input")
-    add("--save-input", metavar="FILE", help="write the image that the network saw, 28 x 28 pixels, as PNG")
-    return parser
 
 
 def main(argv=None):

@@ -21,28 +21,12 @@ import sys
 import time
 from functools import partial
 
-import torch
-from tqdm import tqdm
-
-from data import DATASETS, MEAN, STD, generator_for, load_digits, split_indices
-from evaluate import answers, load_model, mean_losses, pair_outputs, score, short_report
-from model import ADDEND_ENCODINGS, SIZES, SUM_ENCODINGS, build_model, find_model
-from support import cli, graphs, processes
-from support.checkpoint import ACCURACIES, PROGRESS, check_progress, check_tensors, copy_tensors, restore_optimizer
-from support.checks import chance_report, refuse_single_images, stop_if_not_finite
+from support import cli, flags
 from support.cli import UserError, integer, real
-from support.device import choose_device, count, fastest_precision, set_deterministic
-from support.optim import OPTIMIZERS, SCHEDULES, PolynomialAverage, learning_rate_at
-from support.runlog import RunFiles, continuation, log_head, make_header, table_line, versions
-from support.sweep import instead_of_a_run
 
 # How and where to compute: may change when a run continues, is not stored in a checkpoint and never read from one.
 MACHINE = ("compile", "cuda_graph", "data_dir", "device", "out")
 NOT_STORED = (*MACHINE, "resume", "dry_run", "find_lr")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Arguments
 
 
 def make_parser():
@@ -60,23 +44,22 @@ def make_parser():
     add("--find-lr", action="store_true", help="train at rates from 1e-7 to 10 and write the losses as CSV; no run")
 
     add = parser.add_argument_group("data").add_argument
-    add("--dataset", choices=DATASETS, default="auto", help="auto: MNIST, else synthetic digits with a warning")
+    add("--dataset", choices=flags.DATASETS, default="auto", help="auto: MNIST, else synthetic digits with a warning")
     add("--data-dir", default="data", metavar="FOLDER", help="where MNIST is, or is downloaded to")
     add("--val-size", type=integer(0), default=5000, metavar="N", help="images held out to choose best.pt; 0: none")
     add("--addends-per-image", type=integer(1, 10), default=10, metavar="K", help="different addends in one step")
     add("--augment", type=real(0, 5), default=0.5, help="strength of random shift, rotation, scale and shear")
 
     add = parser.add_argument_group("network").add_argument
-    add("--model", default="base", metavar="NAME", help=f"{', '.join(SIZES)}, or another of model.find_model")
-    add("--addend-encoding", choices=ADDEND_ENCODINGS, default="onehot", help="form of the input number")
-    add("--sum-encoding", choices=(*SUM_ENCODINGS, "shift"), default="onehot", help="form of the sum; shift: no head")
+    add("--model", default="base", metavar="NAME", help=f"{', '.join(flags.SIZES)}, or another of model.find_model")
+    add("--addend-encoding", choices=flags.ADDEND_ENCODINGS, default="onehot", help="form of the input number")
+    add("--sum-encoding", choices=flags.SUM_ENCODINGS, default="onehot", help="form of the sum; shift: no head")
 
     add = parser.add_argument_group("training").add_argument
     add("--batch-size", type=integer(1), default=128, help="images in a step")
-    add("--optimizer", choices=tuple(OPTIMIZERS), default="adamw", help="sgd: momentum 0.9; plain-sgd: none")
-    add("--schedule", choices=SCHEDULES, default="one-cycle", help="of the learning rate over all epochs")
-    add("--learning-rate", "--lr", type=real(0, above=True), default=0.01,
-        help="peak of the schedule; tiny and fast differ")  # fmt: skip
+    add("--optimizer", choices=flags.OPTIMIZERS, default="adamw", help="sgd: momentum 0.9; plain-sgd: none")
+    add("--schedule", choices=flags.SCHEDULES, default="one-cycle", help="of the learning rate over all epochs")
+    add("--learning-rate", "--lr", type=real(0, above=True), default=0.01, help="its peak; tiny and fast differ")
     add("--weight-decay", type=real(0), default=0.1, help="as the optimiser applies it")
     add("--label-smoothing", type=real(0, 0.999999), default=0.1, help="share of the target spread over all classes")
     add("--digit-weight", type=real(0), default=1.0, help="weight of the digit loss in the total")
@@ -116,6 +99,23 @@ def parse_arguments(argv):
         raise UserError("--dry-run and --find-lr exclude each other, --resume and several processes")
     return args, state
 
+
+if __name__ == "__main__":
+    cli.begin_script(make_parser)  # answers --help and a mistyped flag before PyTorch is imported, which takes seconds
+
+import torch
+from tqdm import tqdm
+
+from data import MEAN, STD, generator_for, load_digits, split_indices
+from evaluate import answers, load_model, mean_losses, pair_outputs, score, short_report
+from model import build_model, find_model
+from support import graphs, processes
+from support.checkpoint import ACCURACIES, PROGRESS, check_progress, check_tensors, copy_tensors, restore_optimizer
+from support.checks import chance_report, refuse_single_images, stop_if_not_finite
+from support.device import choose_device, count, fastest_precision, set_deterministic
+from support.optim import OPTIMIZERS, PolynomialAverage, learning_rate_at
+from support.runlog import RunFiles, continuation, log_head, make_header, table_line, versions
+from support.sweep import instead_of_a_run
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Network, optimiser, average

@@ -26,15 +26,40 @@ import tempfile
 import time
 from pathlib import Path
 
+from support import cli
+from support.flags import DATASETS
+
+# The functions below that measure a section, in the order in which they run.
+SECTION_NAMES = (
+    *("usual", "overhead", "target", "scoring", "latency", "start", "memory", "options", "growth", "several"),
+    "rival",
+)
+
+
+def make_parser():
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("--quick", action="store_true", help="a few images and steps: does it run, not how fast")
+    add("--only", nargs="+", choices=SECTION_NAMES, metavar="NAME", help=f"of {', '.join(SECTION_NAMES)}")
+    add("--repeats", type=cli.integer(1), help="rounds of each measurement (default: 5, quick: 1)")
+    add("--device", choices=cli.DEVICES, default="auto", help="auto: CUDA, else MPS, else the CPU")
+    add("--dataset", choices=DATASETS, default="auto", help="as train.py takes it")
+    add("--data-dir", default="data", metavar="FOLDER", help="as train.py takes it")
+    add("--json", metavar="FILE", help="write the table here too")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.begin_script(make_parser)  # answers --help and a mistyped flag before PyTorch is imported, which takes seconds
+
 import torch
 
-from data import ADDENDS, DATASETS, load_digits, prepare, split_indices
+from data import ADDENDS, load_digits, prepare, split_indices
 from evaluate import predict_pairs
 from model import build_model
 from studies import measure, rivals
 from studies.measure import EndTraining, Run, in_turns, make_row, rate, seconds_of
 from studies.tables import speed_table
-from support import cli
 from support.checkpoint import load_checkpoint
 from support.device import choose_device, set_deterministic
 from support.files import write_atomically
@@ -378,20 +403,11 @@ def rival(setting):
         yield make_row(what, "%", accuracy["ours"], accuracy[name], middle=statistics.mean)
 
 
-SECTIONS = (usual, overhead, target, scoring, latency, start, memory, options, growth, several, rival)
-SECTIONS = {section.__name__: section for section in SECTIONS}
+SECTIONS = {name: globals()[name] for name in SECTION_NAMES}
 
 
 def main(argv=None):
-    parser = cli.Parser(__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few images and steps: does it run, not how fast")
-    parser.add_argument("--only", nargs="+", choices=tuple(SECTIONS), metavar="NAME", help=f"of {', '.join(SECTIONS)}")
-    parser.add_argument("--repeats", type=cli.integer(1), help="rounds of each measurement (default: 5, quick: 1)")
-    parser.add_argument("--device", choices=cli.DEVICES, default="auto", help="auto: CUDA, else MPS, else the CPU")
-    parser.add_argument("--dataset", choices=DATASETS, default="auto", help="as train.py takes it")
-    parser.add_argument("--data-dir", default="data", metavar="FOLDER", help="as train.py takes it")
-    parser.add_argument("--json", metavar="FILE", help="write the table here too")
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
 
     device = choose_device(args.device)
     set_deterministic(False, device)  # as train.py does

@@ -20,16 +20,34 @@ import sys
 import warnings
 from pathlib import Path
 
+from support import cli
+
+OPSET = 18
+
+
+def make_parser():
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("--ckpt", default="logs/tiny.pt", metavar="FILE", help="checkpoint of train.py")
+    add("--onnx", metavar="FILE", help=f"write the network as ONNX, opset {OPSET}")
+    add("--verify", action="store_true", help="compare the ONNX file with PyTorch on all test pairs (onnxruntime)")
+    add("--state-dict", metavar="FILE", help="write the weights for torch.load")
+    add("--show-loader", action="store_true", help="print a program that loads the state_dict with PyTorch alone")
+    add("--data-dir", default="data", metavar="FOLDER", help="where the data sets are, for --verify")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.begin_script(make_parser)  # answers --help and a mistyped flag before PyTorch is imported, which takes seconds
+
 import torch
 from tqdm import tqdm
 
 from data import ADDENDS, MEAN, STD, load_digits, prepare
 from evaluate import load_model
 from model import AddendNet, OneHotSum
-from support import cli
 from support.files import write_atomically
 
-OPSET = 18
 INPUTS, OUTPUTS = ("image", "addend"), ("digit", "sum")
 LOADER = """\
 import sys
@@ -191,14 +209,7 @@ def write_new(path, content):
 
 
 def main(argv=None):
-    parser = cli.Parser(__doc__)
-    add = parser.add_argument
-    add("--ckpt", default="logs/tiny.pt", metavar="FILE", help="checkpoint of train.py")
-    add("--onnx", metavar="FILE", help=f"write the network as ONNX, opset {OPSET}")
-    add("--verify", action="store_true", help="compare the ONNX file with PyTorch on all test pairs (onnxruntime)")
-    add("--state-dict", metavar="FILE", help="write the weights for torch.load")
-    add("--show-loader", action="store_true", help="print a program that loads the state_dict with PyTorch alone")
-    add("--data-dir", default="data", metavar="FOLDER", help="where the data sets are, for --verify")
+    parser = make_parser()
     args = parser.parse_args(argv)
     files = [path for path in (args.onnx, args.state_dict) if path]
     if bool(files) == args.show_loader:

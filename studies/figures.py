@@ -14,13 +14,25 @@ import io
 import sys
 from pathlib import Path
 
+from support import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def make_parser():
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--out", default=str(ROOT), metavar="FOLDER", help="where studies/ and docs/figures/ are")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.begin_script(make_parser)  # answers --help and a mistyped flag before PyTorch is imported, which takes seconds
+
 import plot
 import support.figures
 from studies.likeness import published_figures, read_replay
-from support import cli
 from support.files import write_atomically
 
-ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "logs" / "records"
 SHOWN = ("curves-base-tiny", *(f"tiny-{name}" for name in ("samples", "errors", "addition", "architecture")))
 PANELS = {  # quantity: label of its axis
@@ -95,9 +107,7 @@ def epoch_number(text):
 
 
 def main(argv=None):
-    parser = cli.Parser(__doc__)
-    parser.add_argument("--out", default=str(ROOT), metavar="FOLDER", help="where studies/ and docs/figures/ are")
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
     for design in PANELS:
         runs = [read_replay(path) for path in sorted(RECORDS.glob(f"{design}-published-s*.csv"))]
         if runs:

@@ -17,13 +17,27 @@ import re
 import sys
 from pathlib import Path
 
+from support import cli
+
+
+def make_parser():
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("--ckpt", default="logs/tiny.pt", metavar="FILE", help="checkpoint of train.py")
+    add("--out", default="docs/index.html", metavar="FILE", help="the page")
+    add("--check", action="store_true", help="compare the page with what would be written, write nothing")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.begin_script(make_parser)  # answers --help and a mistyped flag before PyTorch is imported, which takes seconds
+
 import numpy as np
 import torch
 
 from data import MEAN, STD
 from evaluate import load_model
 from model import AddendNet, OneHotSum
-from support import cli
 from support.checkpoint import check, number
 from support.files import read_text, write_atomically
 from support.synthetic import STROKES
@@ -113,11 +127,7 @@ def make_page(path):
 
 
 def main(argv=None):
-    parser = cli.Parser(__doc__)
-    add = parser.add_argument
-    add("--ckpt", default="logs/tiny.pt", metavar="FILE", help="checkpoint of train.py")
-    add("--out", default="docs/index.html", metavar="FILE", help="the page")
-    add("--check", action="store_true", help="compare the page with what would be written, write nothing")
+    parser = make_parser()
     args = parser.parse_args(argv)
 
     (page, name), out = make_page(args.ckpt), Path(args.out)

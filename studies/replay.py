@@ -18,32 +18,23 @@ import textwrap
 import time
 from pathlib import Path
 
-import torch
-import torch.nn as nn
-from torch.optim import swa_utils
-from torch.optim.lr_scheduler import OneCycleLR
-from tqdm import tqdm
-
-from data import MEAN, STD, generator_for, load_digits, prepare, split_indices
-from evaluate import answers, mean_losses, pair_outputs, score, short_report
-from studies.published import DESIGNS, FaultyBatches, addends_drawn, parse_name
 from support import cli
-from support.device import choose_device
-from support.files import write_atomically
-from support.runlog import environment
 
-COLUMNS = ("design", "epoch", "quantity", "value")
-HEADINGS = "epoch  epoch loss  train digit %  train sum %"
-# Given to the network where the command line or the recipe has them.
-NETWORK_OPTIONS = ("activation", "dropout", "dropout_place", "width")
-INITIALISATIONS = {"xavier": nn.init.xavier_uniform_, "kaiming": nn.init.kaiming_normal_}
-PLACE = ("data_dir", "device", "name", "out")  # do not change a result and are not logged
+# Of studies.published, whose import takes seconds, and `--help` should not.
+DESIGN_NAMES = (
+    "narrow-trunk",
+    "shared-softmax-lenet",
+    "two-softmax-lenet",
+    "argmax-regression",
+    "average-pooling",
+    "two-branch-lenet",
+)
 
 
 def make_parser():
     parser = cli.Parser(__doc__, " DESIGN")
     add = parser.add_argument
-    add("design", metavar="DESIGN", help=f"{', '.join(DESIGNS)}; with +mended or +FAULT as in train.py")
+    add("design", metavar="DESIGN", help=f"{', '.join(DESIGN_NAMES)}; with +mended or +FAULT as in train.py")
     add("--seed", type=cli.integer(0), default=0, help="of the weights, order and addends")
     add("--data-dir", default="data", metavar="FOLDER", help="as train.py takes it")
     add("--device", choices=cli.DEVICES, default="auto", help="as train.py takes it")
@@ -60,12 +51,36 @@ def make_parser():
     add("--schedule", choices=("constant", "one-cycle", "linear-cycle"), help="OneCycleLR, its fall cosine or linear")
     add("--precision", choices=("float32", "bfloat16"), help="of the forward pass in training")
     add("--pixels", choices=("normalised", "unit"), help="images with mean 0 and deviation 1, or from 0 to 1")
-    add("--initialisation", choices=tuple(INITIALISATIONS), help="of all weights, biases 0 (default: PyTorch's own)")
+    add("--initialisation", choices=("xavier", "kaiming"), help="of all weights, biases 0 (default: PyTorch's own)")
     add("--activation", choices=("relu", "none"), help="after fully connected layers (the LeNets)")
     add("--dropout", type=cli.real(0, 0.99), help="its rate (narrow-trunk)")
     add("--dropout-place", choices=("trunk", "features"), help="after the trunk's layers or the CNN (narrow-trunk)")
     add("--width", type=cli.integer(1), help="between the layers of the trunk (narrow-trunk)")
     return parser
+
+
+if __name__ == "__main__":
+    cli.begin_script(make_parser)  # answers --help and a mistyped flag before PyTorch is imported, which takes seconds
+
+import torch
+import torch.nn as nn
+from torch.optim import swa_utils
+from torch.optim.lr_scheduler import OneCycleLR
+from tqdm import tqdm
+
+from data import MEAN, STD, generator_for, load_digits, prepare, split_indices
+from evaluate import answers, mean_losses, pair_outputs, score, short_report
+from studies.published import DESIGNS, FaultyBatches, addends_drawn, parse_name
+from support.device import choose_device
+from support.files import write_atomically
+from support.runlog import environment
+
+COLUMNS = ("design", "epoch", "quantity", "value")
+HEADINGS = "epoch  epoch loss  train digit %  train sum %"
+# Given to the network where the command line or the recipe has them.
+NETWORK_OPTIONS = ("activation", "dropout", "dropout_place", "width")
+INITIALISATIONS = {"xavier": nn.init.xavier_uniform_, "kaiming": nn.init.kaiming_normal_}
+PLACE = ("data_dir", "device", "name", "out")  # do not change a result and are not logged
 
 
 def parse_arguments(argv):

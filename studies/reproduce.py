@@ -22,10 +22,25 @@ import tempfile
 import time
 from pathlib import Path
 
+from support import cli
+
+
+def make_parser():
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--check", action="store_true", help="compare the tables with the logs, run nothing")
+    parser.add_argument("--quick", action="store_true", help="one seed, one epoch, nothing kept")
+    parser.add_argument("--jobs", type=cli.integer(1), help="runs at a time, on shared cores (default: 1, quick: all)")
+    parser.add_argument("--device", choices=cli.DEVICES, default="auto", help="as train.py takes it")
+    parser.add_argument("--data-dir", default="data", metavar="FOLDER", help="as train.py takes it")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.begin_script(make_parser)  # answers --help and a mistyped flag before PyTorch is imported, which takes seconds
+
 from studies import figures
 from studies.plan import REPLAY, SHARED, finished, plan
 from studies.tables import PAGES, rewrite, tables
-from support import cli
 from support.figures import require_matplotlib
 from support.files import lock, read_text, write_atomically
 
@@ -100,12 +115,7 @@ def is_quick(name):
 
 
 def main(argv=None):
-    parser = cli.Parser(__doc__)
-    parser.add_argument("--check", action="store_true", help="compare the tables with the logs, run nothing")
-    parser.add_argument("--quick", action="store_true", help="one seed, one epoch, nothing kept")
-    parser.add_argument("--jobs", type=cli.integer(1), help="runs at a time, on shared cores (default: 1, quick: all)")
-    parser.add_argument("--device", choices=cli.DEVICES, default="auto", help="as train.py takes it")
-    parser.add_argument("--data-dir", default="data", metavar="FOLDER", help="as train.py takes it")
+    parser = make_parser()
     args = parser.parse_args(argv)
     if args.check and args.quick:
         parser.error("--check and --quick contradict each other")

@@ -22,12 +22,12 @@ import torch
 
 from support.cli import UserError
 from support.files import write_atomically
+from support.flags import DATASETS
 
 FORMAT = "mnist-addend checkpoint"
 VERSION = 2
 CHECKSUM = b"sha256:"
 CHECKSUM_LENGTH = len(CHECKSUM) + hashlib.sha256().digest_size
-DATASET_NAMES = ("mnist", "synthetic")
 PROGRESS = ("header", "continued", "epoch", "history", "best", "weights", "raw_weights", "optimizer")
 TRAIN_ACCURACIES = ("train_digit_accuracy", "train_sum_accuracy")
 VAL_LOSSES = ("val_digit_loss", "val_sum_loss")
@@ -115,7 +115,7 @@ def check_weights_file(state, path, normalisation):
     if missing:
         raise CheckpointError(f"checkpoint {path} is incomplete: it lacks {', '.join(missing)}")
     check(isinstance(state["args"], dict), path, "args")
-    check(isinstance(state["dataset"], str) and state["dataset"] in DATASET_NAMES, path, "dataset")
+    check(isinstance(state["dataset"], str) and state["dataset"] in DATASETS[1:], path, "dataset")  # not "auto"
     check(whole(state["epoch"], 1), path, "epoch")
     check(type(state["normalisation"]) is list and all(map(number, state["normalisation"])), path, "normalisation")
     if state["normalisation"] != list(normalisation):

@@ -11,7 +11,8 @@ from support import runlog, sweep
 from support.checkpoint import TRAIN_ACCURACIES, VAL_LOSSES
 from support.cli import UserError, one_line
 from support.files import read_text
-from support.optim import SCHEDULES, learning_rate_at
+from support.flags import SCHEDULES
+from support.optim import learning_rate_at
 
 Run = namedtuple("Run", "epochs test log")  # a dict for each epoch; a dict, empty before the end; the log's text
 Sweep = namedtuple("Sweep", sweep.COLUMNS)  # lists of floats, a value for each step

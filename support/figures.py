@@ -20,7 +20,6 @@ except ImportError:
     matplotlib = None
 
 WIDTH = 9.0  # inches
-FORMATS = ("png", "svg")
 MARKERS = "osD^vPX*"
 COLOURS = {  # the first is black on white and white on black
     "light": ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F"),

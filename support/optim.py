@@ -12,7 +12,6 @@ OPTIMIZERS = {
     "sgd": functools.partial(torch.optim.SGD, momentum=0.9),
     "plain-sgd": torch.optim.SGD,
 }
-SCHEDULES = ("one-cycle", "constant")
 SWEEP = (1e-7, 10.0)  # from and to where the schedule of --find-lr rises
 
 

@@ -62,7 +62,7 @@ def test_the_same_input_gives_the_same_bytes_and_dark_gives_others(run, tmp_path
     files = [RECORDS / "tiny-s0.csv", RECORDS / "tiny-s1.csv"]
     for out, flags in (("a", []), ("b", []), ("dark", ["--dark"])):
         assert run(plot, *files, "--out", out, *flags)[0] == 0
-    for kind in figures.FORMATS:
+    for kind in plot.FORMATS:
         first, second = ((tmp_path / name / f"curves-tiny.{kind}").read_bytes() for name in "ab")
         assert first == second != (tmp_path / "dark" / f"curves-tiny-dark.{kind}").read_bytes()
     assert b"<dc:date>" not in (tmp_path / "a" / "curves-tiny.svg").read_bytes()

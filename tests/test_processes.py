@@ -89,6 +89,12 @@ def test_process_0_alone_prints_and_writes(in_two):
     assert list(contents(folder)) == FILES_OF_A_RUN
 
 
+def test_a_mistyped_flag_is_refused_in_each_process_before_they_meet(tmp_path):
+    status, output = launch(tmp_path, "--epoch", 2)
+    assert status != 0 and not contents(tmp_path)
+    assert output.count("train.py: error: unrecognized arguments: --epoch 2; did you mean --epochs?") in (1, WORLD)
+
+
 def test_a_process_that_dies_ends_the_job_and_it_can_go_on(small_flags, in_two, tmp_path):
     """Process 1 is killed in the second epoch, after a step that both took: process 0 has then saved the first.
 

@@ -1,0 +1,102 @@
+"""The start of a script: flags are checked before PyTorch is imported, garbage is not collected during the imports."""
+
+import ast
+import gc
+import re
+import subprocess
+import sys
+
+import pytest
+
+import model
+from conftest import ROOT
+from studies import published, replay
+from support import cli, flags, optim
+
+SLOW = {"torch", "numpy", "torchvision", "matplotlib", "onnx", "onnxruntime", "PIL", "tqdm"}
+SCRIPTS = sorted(path for path in [*ROOT.glob("*.py"), *ROOT.glob("studies/*.py")] if '"__main__"' in path.read_text())
+
+
+def start(path, *argv):
+    """(exit status, stdout, lines of stderr, packages imported) of the script, as a person starts it."""
+    script = [path.name] if path.parent == ROOT else ["-m", f"studies.{path.stem}"]
+    words = [sys.executable, "-X", "importtime", *script, *argv]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    imported = re.findall(r"^import time: .*\| +(\w+)", done.stderr, re.MULTILINE)
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    return done.returncode, done.stdout, errors, set(imported)
+
+
+def test_every_script_is_found():
+    studies = ["benchmark", "export", "figures", "page", "replay", "reproduce"]
+    assert {path.stem for path in SCRIPTS} == {"evaluate", "model", "plot", "predict", "train", *studies}
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_help_and_a_mistyped_flag_are_answered_without_a_slow_import(path):
+    status, out, errors, imported = start(path, "--help")
+    assert status == 0 and out.startswith("usage: python ") and not errors
+    assert "argparse" in imported and not imported & SLOW
+    words = ["--hlep", *(["x"] if path.stem in ("plot", "replay") else [])]  # these two need an argument
+    status, out, errors, imported = start(path, *words)
+    assert status == 2 and not out and len(errors) == 1 and not imported & SLOW
+    assert errors[0].startswith(f"{path.name}: error: ") and "did you mean --help?" in errors[0]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_the_imports_before_the_flags_are_light(path):
+    """As the test above, for a system where what is imported is not installed."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.If):
+            break
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) else []
+        assert not {name.split(".")[0] for name in names} & SLOW
+    assert "begin_script" in ast.unparse(node)
+
+
+def test_the_names_that_flags_choose_among_are_those_there_are():
+    assert flags.SIZES == tuple(model.SIZES)
+    assert flags.ADDEND_ENCODINGS == model.ADDEND_ENCODINGS
+    assert flags.SUM_ENCODINGS == (*model.SUM_ENCODINGS, "shift")
+    assert flags.OPTIMIZERS == tuple(optim.OPTIMIZERS)
+    assert replay.DESIGN_NAMES == tuple(published.DESIGNS)
+    (choices,) = (action.choices for action in replay.make_parser()._actions if action.dest == "initialisation")
+    assert choices == tuple(replay.INITIALISATIONS)
+
+
+def test_a_script_ends_without_a_message_of_a_library(small_flags, tmp_path):
+    """Triton, which the optimiser imports, and torchvision too, reports what is not collected at the exit as leaks."""
+    train = ["train.py", *small_flags, "--out", str(tmp_path), "--dry-run"]
+    refused = ["-m", "studies.benchmark", "--json", "nowhere/table.json"]  # after all imports
+    for words, message in (
+        (train, ""),
+        (refused, "benchmark.py: error: --json nowhere/table.json: there is no folder"),
+    ):
+        done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+        assert done.stderr.startswith(message) and done.stderr.count("\n") == bool(message)
+
+
+@pytest.fixture
+def _garbage_as_before():
+    yield
+    gc.unfreeze()
+    gc.enable()
+
+
+@pytest.mark.usefixtures("_garbage_as_before")
+def test_garbage_is_not_collected_during_the_imports_and_is_after_them(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["script.py"])
+    monkeypatch.delitem(sys.modules, "triton", raising=False)
+    cli.begin_script(lambda: cli.Parser(""))
+    assert not gc.isenabled()
+    seen = []
+    assert cli.run_script(lambda argv: seen.append((gc.isenabled(), gc.get_freeze_count() > 0))) == 0
+    assert seen == [(True, True)] and gc.isenabled()
+    gc.unfreeze()
+    cli.run_script(lambda argv: seen.append(gc.get_freeze_count()))
+    assert seen[1] == 0  # a second call in the same process leaves it alone
+    monkeypatch.setitem(sys.modules, "triton", None)
+    gc.disable()
+    cli.run_script(lambda argv: seen.append((gc.isenabled(), gc.get_freeze_count())))
+    assert seen[2] == (True, 0)
