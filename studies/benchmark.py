@@ -7,11 +7,12 @@
 
 The ratio is ours / rival: lower is better for seconds and memory, higher for
 anything per second. Figures are medians of the rounds (means for accuracies in
-`rival`). The spread is the smallest and the largest ratio of a single round,
-or figure where there is no rival. Within a round everything is measured in
-turn, A B A B, so that a slow phase of a shared machine affects all alike. One
-more round comes first as a warm-up, except in `target`, `memory` and `several`
-and, with --quick, in `start` and `growth`.
+`rival`, the smallest in `commands`). The spread is the smallest and the largest
+ratio of a single round, or figure where there is no rival. Within a round
+everything is measured in turn, A B A B, so that a slow phase of a shared
+machine affects all alike. One more round comes first as a warm-up, except in
+`target`, `memory` and `several` and, with --quick, in `start`, `commands` and
+`growth`.
 """
 
 import functools
@@ -31,8 +32,8 @@ from support.flags import DATASETS
 
 # The functions below that measure a section, in the order in which they run.
 SECTION_NAMES = (
-    *("usual", "overhead", "target", "scoring", "latency", "start", "memory", "options", "growth", "several"),
-    "rival",
+    *("usual", "overhead", "target", "scoring", "latency", "start", "commands", "memory"),
+    *("options", "growth", "several", "rival"),
 )
 
 
@@ -63,6 +64,7 @@ from studies.tables import speed_table
 from support.checkpoint import load_checkpoint
 from support.device import choose_device, set_deterministic
 from support.files import write_atomically
+from support.images import png
 from support.runlog import environment
 
 SEEDS = 10  # of the fast recipe and of its rival
@@ -232,6 +234,40 @@ def start(setting):
     figures = in_turns(jobs, min(setting.repeats, 5), warm_up=not setting.quick)
     for ours, rival in itertools.combinations(jobs, 2):
         yield make_row(f"process start to {ours} vs {rival}", "s", figures[ours], figures[rival])
+
+
+def commands(setting):
+    """Seconds of whole commands, as a person waits for them in the shell, and where those of a training go.
+
+    The least of the rounds: what other processes of the machine add is no part of a command.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        image = Path(folder) / "digit.png"
+        image.write_bytes(png(setting.training[0][0, 0].numpy()))
+        data = ["--dataset", setting.dataset, "--data-dir", str(Path(setting.data_dir).resolve())]
+        training = ["--model", "fast", *data, "--device", str(setting.device)]
+        runs = itertools.count()
+
+        def run_flags():
+            return [*training, "--out", folder, "--run-name", f"run{next(runs)}"]
+
+        jobs = {
+            "train.py --help": lambda: measure.command_seconds("train.py", "--help"),
+            "train.py --model fast": lambda: measure.command_seconds("train.py", *run_flags()),
+            "evaluate.py --ckpt best.pt": lambda: measure.command_seconds(
+                "evaluate.py", "--ckpt", f"{folder}/best.pt", *data, "--device", str(setting.device)
+            ),
+            "predict.py --ckpt logs/tiny.pt": lambda: measure.command_seconds(
+                "predict.py", "--ckpt", "logs/tiny.pt", "--image", str(image), "--number", "5"
+            ),
+            "phases": lambda: measure.training_phases(run_flags()),
+        }
+        figures = in_turns(jobs, setting.repeats, warm_up=not setting.quick)
+    rounds = figures.pop("phases")
+    for command, seconds in figures.items():
+        yield make_row(command, "s", seconds, middle=min)
+    for phase in rounds[0]:
+        yield make_row(f"of train.py --model fast: {phase}", "s", [taken[phase] for taken in rounds], middle=min)
 
 
 def memory(setting):

@@ -7,6 +7,8 @@ import argparse
 import contextlib
 import copy
 import dataclasses
+import io
+import itertools
 import json
 import re
 import statistics
@@ -212,3 +214,77 @@ def from_a_process(program):
         raise cli.UserError("the measured process failed; its message is above")
     printed = json.loads(done.stdout)
     return {name: figure if name.startswith("peak") else figure - start for name, figure in printed.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole commands
+
+
+def command_seconds(script, *words):
+    """Seconds from the start of `python SCRIPT WORDS` to the end of its process."""
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, script, *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        raise cli.UserError(f"{script} failed: {done.stderr.decode(errors='replace')[-300:]}")
+    return seconds
+
+
+PHASES = {  # phase: the functions of train.py that take it
+    "reading and checking the data": ((train, "load_digits"),),
+    "network and optimiser": ((train, "build"),),
+    "training": ((train, "train_epoch"),),
+    "test": ((train, "score_pairs"),),
+    "writing": ((train.RunFiles, "save"), (train.RunFiles, "write_log")),
+}
+
+
+def training_child(words, done_at):
+    """What a process of `training_phases` does once it has imported this module: `train.py WORDS`, its phases timed.
+
+    `done_at`: when the interpreter and the import of torch were done, on the clock of `now`. Prints JSON.
+    """
+    done_at = done_at | {"other imports": time.perf_counter()}
+    spent = dict.fromkeys(PHASES, 0.0)
+
+    def timed(function, phase):
+        def call(*arguments, **options):
+            start = time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                spent[phase] += time.perf_counter() - start
+
+        return call
+
+    for phase, functions in PHASES.items():
+        for owner, name in functions:
+            setattr(owner, name, timed(getattr(owner, name), phase))
+    with contextlib.redirect_stdout(io.StringIO()):
+        status = cli.run_script(train.main, words)
+    print(json.dumps({"done at": done_at, "spent": spent, "end": time.perf_counter()}))
+    sys.exit(status)
+
+
+def training_phases(words):
+    """{phase: seconds} of `train.py WORDS` in a process of its own; with all the rest they are the whole of it."""
+    program = f"""
+import sys, time
+sys.argv, done_at = ["train.py"], {{"interpreter": time.perf_counter()}}
+from support import cli
+cli.begin_script(lambda: cli.Parser(""))
+import torch
+done_at["import of torch"] = time.perf_counter()
+from studies import measure
+measure.training_child({words!r}, done_at)
+"""
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    over = time.perf_counter()
+    if done.returncode:
+        raise cli.UserError("the measured process failed; its message is above")
+    printed = json.loads(done.stdout)
+    marks = [start, *printed["done at"].values()]
+    phases = {name: b - a for name, (a, b) in zip(printed["done at"], itertools.pairwise(marks), strict=True)}
+    phases |= printed["spent"] | {"exit": over - printed["end"]}
+    return phases | {"the rest": over - start - sum(phases.values())}

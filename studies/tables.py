@@ -32,6 +32,7 @@ HEADS = ("digit", "sum", "joint")
 SPEED = {  # table: sections of benchmark.py
     "loop": ("usual", "overhead", "scoring", "latency"),
     "start": ("start",),
+    "commands": ("commands",),
     "fast": ("rival", "target"),
     "options": ("options",),
     "memory": ("memory",),

@@ -1,8 +1,11 @@
 """The benchmark: its rows, as a table and as JSON; what it measures; fast and plain ways give the same results."""
 
+import dataclasses
+import itertools
 import json
 import math
 import re
+import time
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from evaluate import predict_pairs, score
 from model import build_model
 from studies import benchmark, measure, rivals
 from studies.tables import speed_table
+from support import cli
 from support.checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")
@@ -43,6 +47,8 @@ def test_every_row_has_figures_and_json_says_the_same_as_the_table(run, flags, m
     monkeypatch.setattr(benchmark, "QUICK_TARGETS", (0.01, 0.02))
     monkeypatch.setattr(measure, "in_a_process", lambda *_, **__: CHILD)
     monkeypatch.setattr(measure, "from_a_process", lambda program: {"imports": 1.0})
+    monkeypatch.setattr(measure, "command_seconds", lambda *_: 2.0)
+    monkeypatch.setattr(measure, "training_phases", lambda words: {"training": 1.0})
     monkeypatch.setitem(benchmark.SECTIONS, "several", lambda setting: [measure.make_row("", "s", [1.0])])
     status, out, _ = run(benchmark, *flags, "--json", "table.json")
     assert status == 0
@@ -155,6 +161,30 @@ def test_the_start_is_compared_with_the_imports_of_the_scripts_and_of_torch(sett
     monkeypatch.setattr(measure, "in_a_process", lambda *_, **__: CHILD)
     monkeypatch.setattr(measure, "from_a_process", lambda program: {"imports": 1.0})
     assert [(row["ours"], row["rival"]) for row in benchmark.start(setting)] == [(3.0, 2.0), (3.0, 1.0), (2.0, 1.0)]
+
+
+def test_the_phases_of_a_training_are_the_whole_of_its_process(setting, tmp_path):
+    words = ["--model", "fast", "--dataset", "synthetic", "--data-dir", setting.data_dir, "--device", "cpu"]
+    start = time.perf_counter()
+    phases = measure.training_phases([*words, "--out", str(tmp_path), "--run-name", "run"])
+    whole = time.perf_counter() - start
+    assert sum(phases.values()) == pytest.approx(whole, abs=0.2) and all(seconds > 0 for seconds in phases.values())
+    assert (tmp_path / "best.pt").exists() and phases["the rest"] < whole / 3
+    with pytest.raises(cli.UserError, match="failed"):
+        measure.training_phases(["--epoch"])
+
+
+def test_a_command_is_timed_to_its_end_and_the_least_of_the_rounds_counts(setting, monkeypatch):
+    assert 0 < measure.command_seconds("train.py", "--help") < 60
+    with pytest.raises(cli.UserError, match=r"train\.py failed: .*--epoch"):
+        measure.command_seconds("train.py", "--epoch")
+    asked, seconds = [], itertools.count(1)
+    monkeypatch.setattr(measure, "command_seconds", lambda *words: asked.append(words) or float(next(seconds)))
+    monkeypatch.setattr(measure, "training_phases", lambda words: {"training": float(next(seconds))})
+    rows = list(benchmark.commands(dataclasses.replace(setting, repeats=3)))
+    assert [row["ours"] for row in rows] == [1, 2, 3, 4, 5] and rows[0]["spread"] == [1, 11]
+    assert [words[0] for words in asked[:4]] == ["train.py", "train.py", "evaluate.py", "predict.py"]
+    assert len({words for words in asked if "fast" in words}) == 3  # a run of its own each time
 
 
 def test_growth_has_an_exponent_for_each_step_of_a_curve_that_bends(setting, monkeypatch):
