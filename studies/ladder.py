@@ -15,22 +15,41 @@ import sys
 import unittest.mock
 from pathlib import Path
 
+from support import cli
+from support.flags import DATASETS
+
+SEEDS, PARTS = 8, 12
+
+
+def make_parser():
+    parser = cli.Parser(__doc__)
+    parser.add_argument("--quick", action="store_true", help="two seeds, few images: does it run, not how fast")
+    parser.add_argument("--seeds", type=cli.integer(2, PARTS), default=SEEDS, help="each with its own held-out part")
+    parser.add_argument("--device", choices=cli.DEVICES, default="auto", help="as train.py takes it")
+    parser.add_argument("--dataset", choices=DATASETS, default="auto", help="as train.py takes it")
+    parser.add_argument("--data-dir", default="data", metavar="FOLDER", help="as train.py takes it")
+    parser.add_argument("--json", metavar="FILE", help="write the figures here too")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.begin_script(make_parser)  # answers --help and a mistyped flag before PyTorch is imported, which takes seconds
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 import model
-from data import DATASETS, generator_for, load_digits, prepare
+from data import generator_for, load_digits, prepare
 from evaluate import answers, pair_outputs, score
 from studies import rivals
 from studies.measure import Run, seconds_of
 from studies.tables import ladder_tables
-from support import cli, optim
+from support import optim
 from support.device import choose_device, set_deterministic
 from support.files import write_atomically
 from support.runlog import environment
 
-SEEDS, PARTS = 8, 12
 QUICK_IMAGES = 1536
 RECIPE = "the recipe"
 SHIFTS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))  # in pixels, of "scored on five shifts"
@@ -172,14 +191,7 @@ def theirs(setting, training, held, seed, device):
 
 
 def main(argv=None):
-    parser = cli.Parser(__doc__)
-    parser.add_argument("--quick", action="store_true", help="two seeds, few images: does it run, not how fast")
-    parser.add_argument("--seeds", type=cli.integer(2, PARTS), default=SEEDS, help="each with its own held-out part")
-    parser.add_argument("--device", choices=cli.DEVICES, default="auto", help="as train.py takes it")
-    parser.add_argument("--dataset", choices=DATASETS, default="auto", help="as train.py takes it")
-    parser.add_argument("--data-dir", default="data", metavar="FOLDER", help="as train.py takes it")
-    parser.add_argument("--json", metavar="FILE", help="write the figures here too")
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
     if args.json and not Path(args.json).parent.is_dir():  # not only at the end
         raise cli.UserError(f"--json {args.json}: there is no folder {Path(args.json).parent}")
 

@@ -28,7 +28,7 @@ def start(path, *argv):
 
 
 def test_every_script_is_found():
-    studies = ["benchmark", "export", "figures", "page", "replay", "reproduce"]
+    studies = ["benchmark", "export", "figures", "ladder", "page", "replay", "reproduce"]
     assert {path.stem for path in SCRIPTS} == {"evaluate", "model", "plot", "predict", "train", *studies}
 
 
