@@ -83,8 +83,7 @@ def parse_arguments(argv):
             parser.set_defaults(**recipe)
             args = parser.parse_args(argv)
             args.run_name = args.run_name or f"{args.model}-s{args.seed}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-            if args.precision == "auto":  # settled here: a continued run keeps it on any machine
-                args.precision = fastest_precision(choose_device(args.device))
+            args.precision = choose_precision(args.precision, choose_device(args.device))
         else:
             _, state = load_model(args.resume)
             args = cli.continued_arguments(parser, argv, state["args"], NOT_STORED, args.resume)
@@ -112,7 +111,7 @@ from model import build_model, find_model
 from support import graphs, processes
 from support.checkpoint import ACCURACIES, PROGRESS, check_progress, check_tensors, copy_tensors, restore_optimizer
 from support.checks import chance_report, refuse_single_images, stop_if_not_finite
-from support.device import choose_device, count, fastest_precision, set_deterministic
+from support.device import choose_device, choose_precision, count, set_deterministic
 from support.optim import OPTIMIZERS, PolynomialAverage, learning_rate_at
 from support.runlog import RunFiles, continuation, log_head, make_header, table_line, versions
 from support.sweep import instead_of_a_run

@@ -447,6 +447,7 @@ def main(argv=None):
 
     device = choose_device(args.device)
     set_deterministic(False, device)  # as train.py does
+    measure.keep_memory()
     if args.json and not Path(args.json).parent.is_dir():  # not only at the end
         raise cli.UserError(f"--json {args.json}: there is no folder {Path(args.json).parent}")
     images, digits, dataset = load_digits(args.dataset, args.data_dir, train=True)

@@ -43,7 +43,7 @@ import model
 from data import generator_for, load_digits, prepare
 from evaluate import answers, pair_outputs, score
 from studies import rivals
-from studies.measure import Run, seconds_of
+from studies.measure import Run, keep_memory, seconds_of
 from studies.tables import ladder_tables
 from support import optim
 from support.device import choose_device, set_deterministic
@@ -53,11 +53,11 @@ from support.runlog import environment
 QUICK_IMAGES = 1536
 RECIPE = "the recipe"
 SHIFTS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))  # in pixels, of "scored on five shifts"
-LAYERS = ((32, 0, True), (64, 0, True))  # of model.strided_encoder: channels, padding, whether pooled
+LAYERS = ((32, 0, True), (96, 0, False))  # of model.strided_encoder: channels, padding, whether pooled
 
 
-def encoder(features, layers=LAYERS, crop=0):
-    """`model.strided_encoder` with other layers, on images without `crop` pixels at each side."""
+def encoder(features, layers=LAYERS, crop=2):
+    """`model.strided_encoder` with other layers, and other than 2 pixels cut off each side."""
     stack, width, size = [nn.ZeroPad2d(-crop)], 1, 28 - 2 * crop
     for number, (out, padding, pooled) in enumerate(layers):
         kernel, stride = (3, 1) if number else (5, 2)
@@ -67,8 +67,8 @@ def encoder(features, layers=LAYERS, crop=0):
             stack.append(nn.MaxPool2d(2))
             size //= 2
         stack += [nn.BatchNorm2d(out), nn.ReLU()]
-    last = nn.Flatten(), nn.Linear(width * size * size, features, bias=False), nn.BatchNorm1d(features), nn.ReLU()
-    return nn.Sequential(*stack, *last)
+    linear = nn.Linear(width * size * size, features, bias=False)
+    return nn.Sequential(*stack, model.FlattenLast(), linear, nn.BatchNorm1d(features), nn.ReLU())
 
 
 def whiten(run, images):
@@ -102,35 +102,41 @@ NESTEROV = {"adamw": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=T
 CHANGES = {
     RECIPE: {},
     "K = 1": dict(addends_per_image=1),
-    "K = 5": dict(addends_per_image=5),
+    "K = 4": dict(addends_per_image=4),
     "K = 10": dict(addends_per_image=10),
-    "batches of 128": dict(batch_size=128),
     "batches of 192": dict(batch_size=192),
-    "batches of 384": dict(batch_size=384),
+    "batches of 256": dict(batch_size=256),
+    "batches of 512": dict(batch_size=512),
     "rate 0.02": dict(learning_rate=0.02),
-    "rate 0.04": dict(learning_rate=0.04),
+    "rate 0.045": dict(learning_rate=0.045),
+    "batches of 192, rate 0.02": dict(batch_size=192, learning_rate=0.02),
     "no label smoothing": dict(label_smoothing=0.0),
-    "label smoothing 0.2": dict(label_smoothing=0.2),
+    "label smoothing 0.1": dict(label_smoothing=0.1),
     "weight decay 0.3": dict(weight_decay=0.3),
     "average of the last ninth": dict(averaging_eta=8.0),
     "augmentation 0.5": dict(augment=0.5),
     "float32": dict(precision="float32"),
-    "SGD with Nesterov momentum, rate 0.3": dict(optimizer=NESTEROV, learning_rate=0.3, weight_decay=5e-4),
+    "SGD, Nesterov momentum, rate 0.3": dict(optimizer=NESTEROV, learning_rate=0.3, weight_decay=5e-4),
     "half of the images": dict(share=0.5),
     "3/4 of the images": dict(share=0.75),
-    "channels 16, 64": dict(network=dict(layers=((16, 0, True), (64, 0, True)))),
-    "channels 32, 48": dict(network=dict(layers=((32, 0, True), (48, 0, True)))),
-    "second layer padded": dict(network=dict(layers=((32, 0, True), (64, 1, True)))),
-    "three layers, as before": dict(network=dict(layers=((32, 0, True), (32, 1, False), (64, 0, True)))),
+    "channels 24, 64": dict(network=dict(layers=((24, 0, True), (64, 0, False)))),
+    "channels 48, 64": dict(network=dict(layers=((48, 0, True), (64, 0, False)))),
+    "channels 48, 96": dict(network=dict(layers=((48, 0, True), (96, 0, False)))),
+    "three layers": dict(network=dict(layers=((32, 0, True), (32, 1, False), (96, 0, False)))),
     "hidden layer of 64": dict(network=dict(hidden=64)),
-    "images cropped to 24": dict(network=dict(crop=2, layers=((32, 0, True), (64, 1, True)))),
+    "images not cropped": dict(network=dict(crop=0)),
     "first layer whitened": dict(start=whiten),
     "first layer whitened and frozen": dict(start=freeze),
     "second layer starts as identity": dict(start=identity),
     "scored on five shifts": dict(shifts=True),
+    "the recipe before": dict(
+        batch_size=256,
+        addends_per_image=10,
+        learning_rate=0.04,
+        label_smoothing=0.1,
+        network=dict(crop=0, layers=((32, 0, True), (32, 1, False), (64, 0, True))),
+    ),
 }
-BEFORE = dict(addends_per_image=10, learning_rate=0.04)
-CHANGES["the recipe before"] = CHANGES["three layers, as before"] | BEFORE
 RIVAL = {f"batches of {size}, rate {rate}": (size, rate) for size in (128, 256, 512) for rate in (0.005, 0.01, 0.02)}
 
 
@@ -195,6 +201,7 @@ def main(argv=None):
     if args.json and not Path(args.json).parent.is_dir():  # not only at the end
         raise cli.UserError(f"--json {args.json}: there is no folder {Path(args.json).parent}")
 
+    keep_memory()
     device = choose_device(args.device)
     set_deterministic(False, device)
     images, digits, dataset = load_digits(args.dataset, args.data_dir, train=True)

@@ -34,11 +34,14 @@ def set_deterministic(deterministic, device):
         torch.use_deterministic_algorithms(deterministic, warn_only=device.type == "mps")  # which lacks some
 
 
-def fastest_precision(device):
-    """ "bfloat16" on an x86 CPU with instructions for it, else "float32": elsewhere the gain is not measured."""
+def choose_precision(name, device):
+    """ "float32" or "bfloat16" for `--precision`; auto takes bfloat16 on an x86 CPU with instructions for it.
+
+    Elsewhere the gain has not been measured. It is settled before a run, which keeps it when it continues.
+    """
     instructions = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch 2.11 may lack it
     there = any(instructions.get(name) for name in ("avx512_bf16", "amx_bf16"))
-    return "bfloat16" if device.type == "cpu" and there else "float32"
+    return name if name != "auto" else "bfloat16" if device.type == "cpu" and there else "float32"
 
 
 def describe_device(device, processes=1):
