@@ -271,12 +271,20 @@ def commands(setting):
 
 
 def memory(setting):
-    """Peak memory of a process that trains `base`, against one that only imports; and as the images grow."""
+    """Peak memory of a process that trains, against one that only imports, as images, addends and parameters grow.
+
+    Of images mapped from disk the pages that were read count.
+    """
     jobs = {"imports": {}, "an epoch": dict(name="base")}
-    if not setting.quick:
-        jobs |= {f"20 steps, {times} x the images": dict(name="base", times=times, steps=20) for times in (1, 4, 16)}
-    jobs = {what: functools.partial(measure.in_a_process, setting, **options) for what, options in jobs.items()}
-    figures = in_turns(jobs, 1 if setting.quick else 2, warm_up=False)
+    with tempfile.TemporaryDirectory() as folder:
+        if not setting.quick:
+            few = dict(name="base", steps=20)
+            jobs |= {f"20 steps, {times} x the images": few | dict(times=times) for times in (1, 4, 16)}
+            jobs["20 steps, 16 x the images on disk"] = few | dict(times=16, folder=folder)
+            jobs["20 steps, 1 of 10 addends per image"] = few | dict(addends_per_image=1)
+            jobs |= {f"20 steps of {name}": few | dict(name=name) for name in ("tiny", "large")}
+        jobs = {what: functools.partial(measure.in_a_process, setting, **options) for what, options in jobs.items()}
+        figures = in_turns(jobs, 1 if setting.quick else 2, warm_up=False)
     peaks = {what: [taken["peak"] for taken in rounds] for what, rounds in figures.items()}
     for what in list(jobs)[1:]:
         yield make_row(f"peak of {what}, vs imports", "MiB", peaks[what], peaks["imports"])
@@ -327,8 +335,10 @@ def growth(setting):
     """
     (images, digits), device = setting.first(640 if setting.quick else 12_800), setting.device
 
-    def job(times=1, name="base", **changes):
-        run = Run(name, (images.repeat(times, 1, 1, 1), digits.repeat(times)), device, epochs=1, **changes)
+    def job(times=1, name="base", folder=None, **changes):
+        file = measure.write_images(images, times, folder) if folder else None
+        repeated = measure.map_images(file) if folder else images.repeat(times, 1, 1, 1)
+        run = Run(name, (repeated, digits.repeat(times)), device, epochs=1, **changes)
 
         def seconds():
             if times < 16:
@@ -364,12 +374,17 @@ def growth(setting):
             span = math.log(size_of(large) / size_of(small))
             exponents = [math.log(b / a) / span for a, b in zip(figures[small], figures[large], strict=True)]
             yield make_row(f"growth exponent in {what}, {small} to {large}", "exponent", exponents)
+    with tempfile.TemporaryDirectory() as folder:
+        places = {"mapped": job(16, folder=folder), "in memory": job(16)}
+        figures = in_turns(places, min(setting.repeats, 3), not setting.quick)
+        yield make_row("epoch, 16 x the images, mapped from disk vs in memory", "s", *figures.values())
 
 
 def several(setting):
     """An epoch of `base` divided among processes by torchrun, against one process: CPU processes of one thread each.
 
-    On the CPU also against one process with all threads. The seconds are those that train.py logs for its last epoch;
+    On the CPU also against one process with all threads, and the most processes against as many that do not exchange
+    their gradients, which shows what the exchange costs. The seconds are those that train.py logs for its last epoch;
     the first of two is a warm-up.
     """
     device = setting.device.type
@@ -379,13 +394,16 @@ def several(setting):
     epochs = 1 if setting.quick else 2
     held_out = images - (min(QUICK_IMAGES, images // 2) if setting.quick else len(setting.training[0]))
 
-    def epoch(world, threads):
+    def epoch(world, threads, exchange=True):
         with tempfile.TemporaryDirectory() as folder:
             launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"] if world > 1 else []
             flags = f"--epochs {epochs} --val-size {held_out} --run-name several --device {device} --out".split()
             words = [*flags, folder, "--dataset", setting.dataset, "--data-dir", setting.data_dir]
+            alone = ["--no-python", sys.executable, "-c", measure.WITHOUT_EXCHANGE]
+            script = [str(measure.ROOT / "train.py")] if exchange else alone
             done = subprocess.run(
-                [sys.executable, *launcher, str(measure.ROOT / "train.py"), *words],
+                [sys.executable, *launcher, *script, *words],
+                cwd=measure.ROOT,
                 env=os.environ | {"OMP_NUM_THREADS": str(threads)},
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -399,9 +417,14 @@ def several(setting):
     if device == "cpu" and not setting.quick:
         others[1, cores] = f"one of {cores} threads"
     jobs = {key: functools.partial(epoch, *key) for key in (*others, *ours)} if ours else {}
+    if ours:
+        jobs["alone"] = functools.partial(epoch, *ours[-1], exchange=False)
     figures = in_turns(jobs, 1 if setting.quick else min(setting.repeats, 3), warm_up=False)
     for key, (other, words) in itertools.product(ours, others.items()):
         yield make_row(f"epoch in {key[0]} processes vs in {words}", "s", figures[key], figures[other])
+    if ours:
+        what = f"epoch in {ours[-1][0]} processes vs without exchange of gradients"
+        yield make_row(what, "s", figures[ours[-1]], figures["alone"])
 
 
 def rival(setting):

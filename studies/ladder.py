@@ -44,7 +44,7 @@ from data import generator_for, load_digits, prepare
 from evaluate import answers, pair_outputs, score
 from studies import rivals
 from studies.measure import Run, keep_memory, seconds_of
-from studies.tables import ladder_tables
+from studies.tables import PUBLISHED_RIVAL, ladder_tables
 from support import optim
 from support.device import choose_device, set_deterministic
 from support.files import write_atomically
@@ -102,17 +102,18 @@ NESTEROV = {"adamw": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=T
 CHANGES = {
     RECIPE: {},
     "K = 1": dict(addends_per_image=1),
-    "K = 4": dict(addends_per_image=4),
+    "K = 2": dict(addends_per_image=2),
     "K = 10": dict(addends_per_image=10),
     "batches of 192": dict(batch_size=192),
     "batches of 256": dict(batch_size=256),
+    "batches of 384": dict(batch_size=384),
     "batches of 512": dict(batch_size=512),
     "rate 0.02": dict(learning_rate=0.02),
     "rate 0.045": dict(learning_rate=0.045),
-    "batches of 192, rate 0.02": dict(batch_size=192, learning_rate=0.02),
     "no label smoothing": dict(label_smoothing=0.0),
     "label smoothing 0.1": dict(label_smoothing=0.1),
-    "weight decay 0.3": dict(weight_decay=0.3),
+    "label smoothing 0.2": dict(label_smoothing=0.2),
+    "weight decay 0.1": dict(weight_decay=0.1),
     "average of the last ninth": dict(averaging_eta=8.0),
     "augmentation 0.5": dict(augment=0.5),
     "float32": dict(precision="float32"),
@@ -120,6 +121,7 @@ CHANGES = {
     "half of the images": dict(share=0.5),
     "3/4 of the images": dict(share=0.75),
     "channels 24, 64": dict(network=dict(layers=((24, 0, True), (64, 0, False)))),
+    "channels 40, 80": dict(network=dict(layers=((40, 0, True), (80, 0, False)))),
     "channels 48, 64": dict(network=dict(layers=((48, 0, True), (64, 0, False)))),
     "channels 48, 96": dict(network=dict(layers=((48, 0, True), (96, 0, False)))),
     "three layers": dict(network=dict(layers=((32, 0, True), (32, 1, False), (96, 0, False)))),
@@ -134,10 +136,15 @@ CHANGES = {
         addends_per_image=10,
         learning_rate=0.04,
         label_smoothing=0.1,
+        weight_decay=0.1,
         network=dict(crop=0, layers=((32, 0, True), (32, 1, False), (64, 0, True))),
     ),
 }
-RIVAL = {f"batches of {size}, rate {rate}": (size, rate) for size in (128, 256, 512) for rate in (0.005, 0.01, 0.02)}
+RIVAL = {
+    f"batches of {size}, rate {rate}": dict(batch_size=size, rate=rate)
+    for size in (128, 256, 512)
+    for rate in (0.005, 0.01, 0.02)
+} | {f"{PUBLISHED_RIVAL}, flattened in place": dict(flatten=model.FlattenLast)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -189,10 +196,7 @@ def ours(change, training, held, seed, device):
 
 def theirs(setting, training, held, seed, device):
     """Train the rival; {"seconds", "accuracy"} of the digit, in %."""
-    size, rate = setting
-    recipe = rivals.FastestPublicRecipe(
-        *training, device, torch.channels_last, bfloat16=True, seed=seed, batch_size=size, rate=rate
-    )
+    recipe = rivals.FastestPublicRecipe(*training, device, torch.channels_last, bfloat16=True, seed=seed, **setting)
     return dict(seconds=seconds_of(recipe.train, device), accuracy=100 * recipe.accuracy(*held))
 
 

@@ -174,6 +174,16 @@ def joint_accuracy(model, images, digits, device):
 # Processes of their own
 
 
+# A program: train.py in processes that average their figures after an epoch, but not their gradients in each step.
+WITHOUT_EXCHANGE = """
+import sys
+import train
+from support import cli, processes
+processes.data_parallel = lambda model, device: model
+sys.exit(cli.run_script(train.main))
+"""
+
+
 def peak_memory():
     """Peak resident memory of this process so far, in MiB.
 
@@ -188,10 +198,26 @@ def peak_memory():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def child(name, count, times, steps, dataset, data_dir, device):
+def write_images(images, times, folder):
+    """Write `images` `times` times to a file in `folder`, as bytes; returns its path as text."""
+    path = Path(folder) / f"images-{times}"
+    with open(path, "wb") as file:
+        for _ in range(times):
+            file.write(images.numpy().tobytes())
+    return str(path)
+
+
+def map_images(path):
+    """The images [N, 1, 28, 28] uint8 of such a file, which stay on disk and are read page by page when used."""
+    size = Path(path).stat().st_size
+    return torch.from_file(path, size=size, dtype=torch.uint8).view(-1, 1, 28, 28)
+
+
+def child(name, count, times, steps, dataset, data_dir, device, path, changes):
     """What a measured process does, once it has imported the scripts: `steps` steps of the model `name`, if any.
 
-    Prints JSON: when the imports and the first step were done, on the clock of `now`, and the memory peaks in MiB.
+    `path` is a file to map the images from, or None; `changes` are of the arguments of train.py. Prints JSON: when the
+    imports and the first step were done, on the clock of `now`, and the memory peaks in MiB.
     """
     done_at = {"imports": time.perf_counter()}
 
@@ -205,18 +231,19 @@ def child(name, count, times, steps, dataset, data_dir, device):
         device = choose_device(device)
         set_deterministic(False, device)
         images, digits, _ = load_digits(dataset, data_dir, train=True)
-        training, _ = split_indices(len(images), len(images) // 12)
-        repeated = training[:count].repeat(times)
-        Run(name, (images[repeated], digits[repeated]), device, epochs=1).train(after_step)
+        training = split_indices(len(images), len(images) // 12)[0][:count]
+        images = map_images(path) if path else images[training.repeat(times)]
+        Run(name, (images, digits[training.repeat(times)]), device, epochs=1, **changes).train(after_step)
     peaks = {"peak": peak_memory(), "peak on CUDA": torch.cuda.max_memory_allocated() / 2**20}
     print(json.dumps(done_at | peaks))
 
 
-def in_a_process(setting, name="", times=1, steps=None):
+def in_a_process(setting, name="", times=1, steps=None, folder=None, **changes):
     """What a `child` in a process of its own prints, the times as seconds since the start of that process."""
     count = 1280 if setting.quick else len(setting.training[0])
+    path = write_images(setting.first(count)[0], times, folder) if folder else None
     data_dir = str(Path(setting.data_dir).resolve())
-    words = (name, count, times, steps, setting.dataset, data_dir, str(setting.device))
+    words = (name, count, times, steps, setting.dataset, data_dir, str(setting.device), path, changes)
     return from_a_process(f"from studies import measure; measure.child(*{words!r})")
 
 

@@ -67,13 +67,14 @@ class FastestPublicRecipe:
         seed=0,
         batch_size=256,
         rate=1e-2,
+        flatten=nn.Flatten,
     ):
         torch.manual_seed(seed)
         self.device, self.bfloat16, self.rate = device, bfloat16, rate
         self.model = nn.Sequential(
             *(nn.Conv2d(1, 24, 5), nn.MaxPool2d(2), nn.ReLU()),
             *(nn.Conv2d(24, 32, 3), nn.MaxPool2d(2), nn.ReLU()),
-            *(nn.Flatten(), nn.Linear(800, 256), nn.ReLU(), nn.Linear(256, 10)),
+            *(flatten(), nn.Linear(800, 256), nn.ReLU(), nn.Linear(256, 10)),
         ).to(device, memory_format=memory_format)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=rate, betas=(0.7, 0.9), fused=True)
         order = torch.randperm(len(images))

@@ -5,10 +5,11 @@ RECIPES = {
     "fast": dict(
         epochs=1,
         val_size=0,  # a single epoch leaves nothing to choose
-        batch_size=384,
+        batch_size=320,
         learning_rate=0.03,
-        addends_per_image=2,
-        label_smoothing=0.2,
+        weight_decay=0.3,
+        addends_per_image=4,
+        label_smoothing=0.15,
         augment=0.0,
         averaging_eta=0.0,
     ),

@@ -157,6 +157,18 @@ def test_a_measured_process_trains_and_reports_its_own_times_and_peak_of_memory(
     assert 50 < measured["peak"] < measure.peak_memory() - 400
 
 
+def test_images_on_disk_give_the_same_batches_and_are_not_read_into_memory(setting, tmp_path):
+    images, digits = setting.training
+    on_disk = measure.map_images(measure.write_images(images, 2, tmp_path))
+    batches = data.Batches(on_disk, digits.repeat(2), 64)
+    assert batches.images.data_ptr() == on_disk.data_ptr()
+    in_memory = data.Batches(images.repeat(2, 1, 1, 1), digits.repeat(2), 64)
+    for ours, theirs in zip(batches.epoch(0), in_memory.epoch(0), strict=True):
+        assert all(map(torch.equal, ours, theirs))
+    measured = measure.in_a_process(setting, "tiny", times=2, steps=3, folder=tmp_path, addends_per_image=1)
+    assert 0 < measured["first step"] < 300
+
+
 def test_the_start_is_compared_with_the_imports_of_the_scripts_and_of_torch(setting, monkeypatch):
     monkeypatch.setattr(measure, "in_a_process", lambda *_, **__: CHILD)
     monkeypatch.setattr(measure, "from_a_process", lambda program: {"imports": 1.0})

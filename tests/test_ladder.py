@@ -79,7 +79,8 @@ def test_whitening_filters_have_uncorrelated_answers_and_their_negatives(parts):
 def test_quick_writes_the_figures_of_all_rows(run, small_dir, tmp_path):
     flags = ["--quick", "--dataset", "synthetic", "--data-dir", small_dir, "--device", "cpu", "--json", "l.json"]
     few = {what: ladder.CHANGES[what] for what in (ladder.RECIPE, "K = 1")}
-    with patch.object(ladder, "CHANGES", few), patch.object(ladder, "RIVAL", {PUBLISHED_RIVAL: (64, 0.01)}):
+    rival = {PUBLISHED_RIVAL: dict(batch_size=64)}
+    with patch.multiple(ladder, CHANGES=few, RIVAL=rival, QUICK_IMAGES=600):
         status, out, err = run(ladder, *flags)
     assert status == 0, err
     record = json.loads((tmp_path / "l.json").read_text())
