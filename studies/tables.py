@@ -1,5 +1,6 @@
 """The tables of the pages, as Markdown, from the logs of the runs and the figures of the benchmark."""
 
+import itertools
 import json
 import re
 import statistics
@@ -38,6 +39,7 @@ SPEED = {  # table: sections of benchmark.py
     "memory": ("memory",),
     "growth": ("growth", "several"),
 }
+LADDER = ("ladder-machine", "ladder-ours", "ladder-rival", "ladder-target")
 PUBLISHED_RIVAL = "batches of 256, rate 0.01"
 PAGES = {  # page: the tables in it
     "README.md": ("results", "base-s0"),
@@ -49,7 +51,7 @@ PAGES = {  # page: the tables in it
         "ablations",
         *(f"likeness-{name}" for name in DESIGNS if published_figures(name)),
     ),
-    "studies/speed.md": ("speed-machine", *(f"speed-{name}" for name in SPEED), "precisions"),
+    "studies/speed.md": ("speed-machine", *(f"speed-{name}" for name in SPEED), *LADDER, "precisions"),
     "logs/README.md": ("index",),
 }
 
@@ -106,6 +108,7 @@ def tables(folder, runs):
         "tries": tries(folder, there),
         "ablations": ablations(row),
         **speed(folder / "benchmark-cpu.json"),
+        **ladder(folder / "ladder-cpu.json"),
         "encodings": study_table("encoding", {label: row(study_name(flags)) for label, flags in ENCODINGS.items()}),
         "precisions": study_table("precision", {label: row(study_name(flags)) for label, flags in PRECISIONS.items()}),
         "weights": study_table(
@@ -195,6 +198,15 @@ def speed_table(rows):
     return table(["what", "unit", "ours", "other", "ratio", "spread"], cells)
 
 
+def ladder(path):
+    """{name: Markdown} of the JSON of studies/ladder.py, and of the machine it was measured on."""
+    if not path.exists():
+        return dict.fromkeys(LADDER, "–")
+    record = json.loads(read_text(path))
+    head = "{device}; {versions}; commit {commit}; {} seeds.".format(len(record["rows"][0]["seconds"]), **record)
+    return {"ladder-machine": head} | ladder_tables(record)
+
+
 def ladder_tables(record):
     """{name: Markdown} of the record of studies/ladder.py: changes to the fast recipe, settings of the rival.
 
@@ -212,7 +224,28 @@ def ladder_tables(record):
             accuracy = with_error(row["accuracy"])
             lines.append([row["what"] + slower, accuracy, "" if row is reference else gain, seconds, time])
         made[f"ladder-{kind}"] = table(["change", head, "gain", "s", "time"], lines)
-    return made
+    return made | {"ladder-target": time_to_rival(rows)}
+
+
+def time_to_rival(rows):
+    """A sentence: the time of the recipe on as many images as it takes to reach the rival's mean accuracy, by
+    linear interpolation between half of the images, three quarters and all."""
+    shares = [row for row in rows["ours"] if "of the images" in row["what"]] + [rows["ours"][0]]
+    points = [(statistics.mean(row["accuracy"]), statistics.median(row["seconds"])) for row in shares]
+    lines = []
+    for row in rows["rival"]:
+        if not row["what"].startswith(PUBLISHED_RIVAL):
+            continue
+        goal, seconds = statistics.mean(row["accuracy"]), statistics.median(row["seconds"])
+        name = f"the rival's {goal:.2f} % ({row['what']})"
+        for (low, before), (high, after) in itertools.pairwise(points):
+            if low <= goal <= high:
+                reached = before + (after - before) * (goal - low) / (high - low)
+                lines.append(f"To {name}, ours takes {reached:.2f} s, {reached / seconds:.2f} of its {seconds:.2f} s.")
+                break
+        else:
+            lines.append(f"Ours does not reach {name}: {points[-1][0]:.2f} %.")
+    return "\n".join(lines)
 
 
 def paired(row, reference, name):

@@ -201,6 +201,7 @@ def test_a_command_is_timed_to_its_end_and_the_least_of_the_rounds_counts(settin
 
 def test_growth_has_an_exponent_for_each_step_of_a_curve_that_bends(setting, monkeypatch):
     seconds = {1: 1.0, 4: 2.0, 16: 32.0, 2: 1.0, 5: 1.0, 10: 1.0, "tiny": 1.0, "base": 1.0, "large": 10.0}
+    seconds |= {"mapped": 3.0, "in memory": 2.0}
     monkeypatch.setattr(benchmark, "in_turns", lambda jobs, *_: {name: [seconds[name]] for name in jobs})
     rows = {row["what"]: row["ours"] for row in benchmark.growth(setting)}
     exponents = {what: value for what, value in rows.items() if "exponent" in what}
@@ -209,6 +210,7 @@ def test_growth_has_an_exponent_for_each_step_of_a_curve_that_bends(setting, mon
     assert exponents["growth exponent in images, 4 to 16"] == pytest.approx(2.0)
     assert exponents["growth exponent in parameters, tiny to base"] == 0.0
     assert exponents["growth exponent in parameters, base to large"] > 0.5
+    assert rows["epoch, 16 x the images, mapped from disk vs in memory"] == 3.0
 
 
 def test_sixteen_times_the_images_are_timed_in_part_and_taken_in_proportion(setting, monkeypatch):

@@ -109,6 +109,23 @@ def test_the_ladder_pairs_each_change_with_the_recipe_seed_by_seed():
     assert "98.50 ± 0.50 | +0.50 ± 0.50 | 2.00 | 1.00 |" in made["ladder-rival"]
 
 
+def test_the_time_to_the_rivals_accuracy_lies_between_two_shares_of_the_images():
+    def row(kind, what, seconds, accuracy):
+        return {"kind": kind, "what": what, "seconds": [seconds] * 2, "scoring": [1.0] * 2, "accuracy": [accuracy] * 2}
+
+    rows = [
+        row("ours", "the recipe", 4.0, 99.0),
+        row("ours", "half of the images", 2.0, 97.0),
+        row("ours", "3/4 of the images", 3.0, 98.0),
+        row("rival", PUBLISHED_RIVAL, 7.0, 98.5),
+        row("rival", "batches of 512, rate 0.01", 9.0, 98.5),
+    ]
+    target = ladder_tables({"rows": rows})["ladder-target"]
+    assert "ours takes 3.50 s, 0.50 of its 7.00 s" in target and target.count("\n") == 0
+    rows[3] = row("rival", PUBLISHED_RIVAL, 7.0, 99.5)
+    assert "Ours does not reach" in ladder_tables({"rows": rows})["ladder-target"]
+
+
 def test_no_folder_for_the_figures_is_said_before_the_work(run):
     status, _, err = run(ladder, "--json", "none/l.json")
     assert status == 2 and "no folder" in err
