@@ -33,7 +33,7 @@ from support.flags import DATASETS
 # The functions below that measure a section, in the order in which they run.
 SECTION_NAMES = (
     *("usual", "overhead", "target", "scoring", "latency", "start", "commands", "memory"),
-    *("options", "growth", "several", "rival"),
+    *("options", "profile", "growth", "several", "rival"),
 )
 
 
@@ -72,6 +72,7 @@ TARGETS = (0.9855, 0.99)  # validation joint accuracy; the first is the best pub
 QUICK_TARGETS = (0.3, 0.5)  # `base` reaches these in a few steps
 QUICK_IMAGES = 3840  # 30 batches of 128
 TURN = 20  # steps
+OPERATORS = 9  # of a profile
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -325,6 +326,27 @@ def options(setting):
     figures = in_turns({"default": job(), **choices}, setting.repeats)
     for what in choices:
         yield make_row(what, "s", figures[what], figures["default"])
+
+
+def profile(setting):
+    """Shares of the operators in the time of an epoch of `base` and of `fast`, by torch.profiler, the largest first."""
+    device = setting.device
+    training = setting.first(QUICK_IMAGES // 3 if setting.quick else 12_800)
+    activity = torch.profiler.ProfilerActivity
+    for name in ("base", "fast"):
+        run = Run(name, training, device, epochs=1)
+        run.train()  # warm-up
+        activities = [activity.CPU] + ([activity.CUDA] if device.type == "cuda" else [])
+        with torch.profiler.profile(activities=activities) as profiler:
+            run.train()
+        own = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+        spent = {event.key: getattr(event, own) for event in profiler.key_averages()}
+        total = sum(spent.values())
+        largest = sorted(spent, key=spent.get, reverse=True)[:OPERATORS]
+        for operator in largest:
+            yield make_row(f"{name}: {operator.removeprefix('aten::')}", "%", [100 * spent[operator] / total])
+        rest = total - sum(spent[operator] for operator in largest)
+        yield make_row(f"{name}: {len(spent) - OPERATORS} others together", "%", [100 * rest / total])
 
 
 def growth(setting):

@@ -36,6 +36,7 @@ SPEED = {  # table: sections of benchmark.py
     "commands": ("commands",),
     "fast": ("rival", "target"),
     "options": ("options",),
+    "profile": ("profile",),
     "memory": ("memory",),
     "growth": ("growth", "several"),
 }
