@@ -46,7 +46,7 @@ def make_parser():
     add("--device", choices=cli.DEVICES, default="auto", help="auto: CUDA, else MPS, else the CPU")
     add("--dataset", choices=DATASETS, default="auto", help="as train.py takes it")
     add("--data-dir", default="data", metavar="FOLDER", help="as train.py takes it")
-    add("--json", metavar="FILE", help="write the table here too")
+    add("--json", metavar="FILE", help="write the figures here too; with --only, other sections in FILE are kept")
     return parser
 
 
@@ -63,7 +63,7 @@ from studies.measure import EndTraining, Run, in_turns, make_row, rate, seconds_
 from studies.tables import speed_table
 from support.checkpoint import load_checkpoint
 from support.device import choose_device, set_deterministic
-from support.files import write_atomically
+from support.files import read_text, write_atomically
 from support.images import png
 from support.runlog import environment
 
@@ -498,6 +498,7 @@ def main(argv=None):
     measure.keep_memory()
     if args.json and not Path(args.json).parent.is_dir():  # not only at the end
         raise cli.UserError(f"--json {args.json}: there is no folder {Path(args.json).parent}")
+    kept = other_sections(args.json, args.only) if args.json and args.only and Path(args.json).exists() else []
     images, digits, dataset = load_digits(args.dataset, args.data_dir, train=True)
     training, validation = split_indices(len(images), len(images) // 12)
     if args.quick:
@@ -513,11 +514,19 @@ def main(argv=None):
     rows = []
     for name in [name for name in SECTIONS if not args.only or name in args.only]:
         begun = time.perf_counter()
-        measured = [{"section": name} | row for row in SECTIONS[name](setting)]
+        measured = [{"section": name, "commit": header["commit"]} | row for row in SECTIONS[name](setting)]
         rows += measured
         print(f"{name}, measured in {time.perf_counter() - begun:.0f} s\n\n{speed_table(measured)}\n", flush=True)
     if args.json:
-        write_atomically(args.json, json.dumps(header | {"rows": rows}, indent=1) + "\n")
+        write_atomically(args.json, json.dumps(header | {"rows": kept + rows}, indent=1) + "\n")
+
+
+def other_sections(path, measured):
+    """The rows in the JSON at `path` of sections that are not measured now. Raises UserError for another file."""
+    try:
+        return [row for row in json.loads(read_text(path))["rows"] if row["section"] not in measured]
+    except (LookupError, TypeError, ValueError):
+        raise cli.UserError(f"{path} is not a record of this benchmark; choose another --json") from None
 
 
 if __name__ == "__main__":

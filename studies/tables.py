@@ -182,8 +182,14 @@ def speed(path):
     """{name: Markdown} of the benchmark's sections from its JSON, and of the machine they were measured on."""
     record = json.loads(read_text(path)) if path.exists() else {"rows": []}
     rounds = sorted({row["repeats"] for row in record["rows"]})
-    head = "{device}; {versions}; commit {commit}; medians of {} to {} rounds."
-    made = {"speed-machine": head.format(rounds[0], rounds[-1], **record) if rounds else "–"}
+    commits = {}
+    for row in record["rows"]:
+        commits.setdefault(row["commit"], {})[row["section"]] = None
+    made_by = "; ".join(f"commit {commit}: {', '.join(sections)}" for commit, sections in commits.items())
+    head = "{device}; {versions}; medians of {} to {} rounds. Sections by {}."
+    made = {"speed-machine": "–"}
+    if rounds:
+        made["speed-machine"] = textwrap.fill(head.format(rounds[0], rounds[-1], made_by, **record), 118)
     for name, sections in SPEED.items():
         made[f"speed-{name}"] = speed_table([row for row in record["rows"] if row["section"] in sections])
     return made
@@ -205,7 +211,7 @@ def ladder(path):
         return dict.fromkeys(LADDER, "–")
     record = json.loads(read_text(path))
     head = "{device}; {versions}; commit {commit}; {} seeds.".format(len(record["rows"][0]["seconds"]), **record)
-    return {"ladder-machine": head} | ladder_tables(record)
+    return {"ladder-machine": textwrap.fill(head, 118)} | ladder_tables(record)
 
 
 def ladder_tables(record):
@@ -282,7 +288,15 @@ def index(folder, names):
     path = folder / "benchmark-cpu.json"
     if path.exists():
         record = json.loads(read_text(path))
-        rows.append([f"`{path.name}`", "1", "speed", record["commit"], record["device"].removeprefix("cpu: ")])
+        rows.append(
+            [
+                f"`{path.name}`",
+                "1",
+                "speed",
+                " ".join(sorted({row["commit"] for row in record["rows"]})),
+                record["device"].removeprefix("cpu: "),
+            ]
+        )
     return table(["records", "runs", "table", "commit", "machine"], rows)
 
 

@@ -72,6 +72,19 @@ def test_every_row_has_figures_and_json_says_the_same_as_the_table(run, flags, m
     assert all(f"size {name}" in whats for name in ("tiny", "base", "large"))
 
 
+def test_only_keeps_the_other_sections_of_the_json_and_refuses_another_file(run, flags, tmp_path):
+    old = {"section": "memory", "commit": "0000000", "what": "kept"}
+    (tmp_path / "b.json").write_text(json.dumps({"rows": [old, old | {"section": "scoring"}]}))
+    assert run(benchmark, *flags, "--only", "scoring", "--json", "b.json")[0] == 0
+    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert rows[0] == old and {row["section"] for row in rows[1:]} == {"scoring"}
+    assert all(row["commit"] != "0000000" for row in rows[1:])
+    for damaged in ("", "[]", '{"rows": [1]}', '{"rows": 1}', '{"rows": [{}]}'):
+        (tmp_path / "b.json").write_text(damaged)
+        status, _, err = run(benchmark, *flags, "--only", "scoring", "--json", "b.json")
+        assert status == 2 and "not a record" in err and (tmp_path / "b.json").read_text() == damaged
+
+
 def test_only_measures_what_is_asked_for(run, flags):
     status, out, _ = run(benchmark, *flags, "--only", "scoring")
     assert status == 0
