@@ -186,6 +186,7 @@ def logged_arguments(text):
     logged = dict(re.findall(r"(\w+)=(.*?)(?= \w+=|$)", " ".join(lines.split())))
     if not logged:
         raise LookupError("no arguments")
+    logged.setdefault("precision", "float32")  # of a log from before the flag
     if "ema_decay" in logged:  # of a log from before --averaging-eta; this decay was never reached in these runs
         logged["averaging_eta"] = str(8.0 if float(logged.pop("ema_decay")) else 0.0)
     return logged
