@@ -42,7 +42,7 @@ def train_and_score(name, addend_encoding, sum_encoding, small, device, resident
         images, digits, 32, 0, args.addends_per_image, args.augment, device=device, resident=resident
     )
     losses = train.train_epoch(args, model, model, optimizer, averaged, batches, 0)
-    assert losses.device == device and losses.shape == (2, 2)
+    assert losses.device == device and losses.shape == (2, 4)
     assert all(value.device == device for value in averaged.module.state_dict().values())
     predictions = evaluate.predict_pairs([averaged.module, model], images, device=device)
     assert [(part.device.type, part.shape) for part in predictions] == [("cpu", (40, 10))] * 2
