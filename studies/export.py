@@ -163,8 +163,8 @@ def loader(model, name):
     Raises UserError for a network that is not a plain AddendNet.
     """
     plain = type(model) is AddendNet and model.addend_encoding.kind == "onehot"
-    if not plain or type(model.sum_encoding) is not OneHotSum:
-        raise cli.UserError(f"--show-loader knows tiny, base, large and fast with one-hot encodings, not this {name}")
+    if not plain or type(model.sum_encoding) is not OneHotSum or name == "fast":  # its flattening is a module of ours
+        raise cli.UserError(f"--show-loader knows tiny, base and large with one-hot encodings, not this {name}")
     lines = [[]]
     for layer in model.encoder:
         if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear) and lines[-1]:  # a line for each layer with weights

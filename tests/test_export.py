@@ -103,7 +103,7 @@ def test_the_loader_is_short_needs_pytorch_alone_and_gives_the_same_logits(run, 
         torch.testing.assert_close(their, our, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", model.SIZES)
+@pytest.mark.parametrize("name", [name for name in model.SIZES if name != "fast"])
 def test_the_loader_builds_every_size(name, tmp_path, monkeypatch):
     net = model.build_model(name).eval()
     (tmp_path / "net.pth").write_bytes(export.to_state_dict(net))

@@ -117,8 +117,8 @@ def test_a_run_of_one_epoch_without_validation_shows_its_values():
 
 
 def test_a_record_from_before_the_validation_losses_and_a_new_log_are_read(trained):
-    old, new = curves.read(RECORDS / "tiny-s0.csv"), curves.read(trained / "logs" / "run.csv")
-    assert len(old.epochs) == 10 and "val_sum_loss" not in old.epochs[0] and old.test["joint_accuracy"] > 0.99
+    old, new = curves.read(RECORDS / "study-default-s0.csv"), curves.read(trained / "logs" / "run.csv")
+    assert len(old.epochs) == 3 and "val_sum_loss" not in old.epochs[0] and old.test["joint_accuracy"] > 0.99
     assert len(new.epochs) == 2 and new.epochs[0]["val_sum_loss"] > 0 and new.test["val_sum_loss"] > 0
 
 
