@@ -83,11 +83,11 @@ def parse_arguments(argv):
             parser.set_defaults(**recipe)
             args = parser.parse_args(argv)
             args.run_name = args.run_name or f"{args.model}-s{args.seed}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-            args.precision = choose_precision(args.precision, choose_device(args.device))
         else:
             _, state = load_model(args.resume)
             args = cli.continued_arguments(parser, argv, state["args"], NOT_STORED, args.resume)
             check_progress(state, args.resume, args.epochs, validated=args.val_size > 0)
+        args.precision = choose_precision(args.precision, choose_device(args.device))
         build_model(args.model, args.addend_encoding, args.sum_encoding)
     except ValueError as error:
         raise UserError(str(error)) from None

@@ -32,6 +32,7 @@ def begin_script(make_parser):
 
     Collecting garbage among the objects of the imports, which all stay, takes a third of the time of the imports. It is
     off until `run_script`, which then leaves those objects out of it: the collection at the exit takes as long again.
+    Measured on predict.py, in CPU seconds: 1.4 with both, 2.2 without the second, 2.3 without either.
     """
 
     def check(argv):

@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from support.cli import UserError
 from support.files import write_atomically
@@ -106,9 +107,12 @@ def download(path, damaged=()):
         deadline = time.monotonic() + FILE_LIMIT
         content = io.BytesIO()
         try:
-            with urllib.request.urlopen(mirror + path.name, timeout=SILENCE_LIMIT) as response:
+            with (
+                urllib.request.urlopen(mirror + path.name, timeout=SILENCE_LIMIT) as response,
+                tqdm(total=size, unit="B", unit_scale=True, delay=2, leave=False, disable=None) as progress,
+            ):
                 while content.tell() <= size and (block := response.read1(1 << 16)):
-                    content.write(block)
+                    progress.update(content.write(block))
                     if time.monotonic() > deadline:
                         raise TimeoutError(f"not done after {FILE_LIMIT:.0f} s")
         except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: redirected to a malformed URL
