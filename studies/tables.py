@@ -42,6 +42,8 @@ SPEED = {  # table: sections of benchmark.py
 }
 LADDER = ("ladder-machine", "ladder-ours", "ladder-rival", "ladder-target")
 PUBLISHED_RIVAL = "batches of 256, rate 0.01"
+EQUAL = 0.05  # points of joint accuracy: a difference within them does not matter
+T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)  # Student's t, 97.5 %, 1 to 11 degrees
 PAGES = {  # page: the tables in it
     "README.md": ("results", "base-s0"),
     "studies/README.md": ("summary", "published", "encodings", "weights"),
@@ -253,6 +255,33 @@ def time_to_rival(rows):
         else:
             lines.append(f"Ours does not reach {name}: {points[-1][0]:.2f} %.")
     return "\n".join(lines)
+
+
+def search_table(record):
+    """The table of a record of studies/search.py: each row, and its differences to the first, paired by seed.
+
+    The interval is that of Student's t at 95 %. A difference is better or worse where the interval excludes 0, equal
+    where it lies within EQUAL points, and else open: too few seeds to tell.
+    """
+    taken = {}
+    for row in record["rows"]:
+        taken.setdefault(row["what"], {})[row["seed"]] = row
+    first, lines = next(iter(taken.values())), []
+    for what, rows in taken.items():
+        joint = [row["joint_accuracy"] for row in rows.values()]
+        gains = [row["joint_accuracy"] - first[seed]["joint_accuracy"] for seed, row in rows.items() if seed in first]
+        gain = verdict = ""
+        if rows is not first and len(gains) > 1:
+            middle, half = statistics.mean(gains), T[len(gains) - 2] * statistics.stdev(gains) / len(gains) ** 0.5
+            gain = f"{middle:+.3f} ± {half:.3f}"
+            verdict = "open" if abs(middle) + half > EQUAL else "equal"
+            verdict = verdict if abs(middle) <= half else "better" if middle > 0 else "worse"
+        agreement = statistics.mean(row["head_agreement"] for row in rows.values())
+        seconds = statistics.median(row["seconds"] for row in rows.values())
+        deviation = f" ± {statistics.stdev(joint):.3f}" if len(joint) > 1 else ""
+        cells = [f"{statistics.mean(joint):.3f}{deviation}", gain, verdict, f"{agreement:.3f}", f"{seconds:.0f}"]
+        lines.append([what, str(len(rows)), *cells])
+    return table(["change", "seeds", "joint %", "difference", "", "heads agree %", "s"], lines)
 
 
 def paired(row, reference, name):

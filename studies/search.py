@@ -1,0 +1,356 @@
+"""Change one thing at a time, and see on held-out training images whether it helps.
+
+    python -m studies.search ablations --json logs/records/search-ablations.json
+    python -m studies.search base --seeds 4 --json logs/records/search-base.json
+    python -m studies.search ablations --only "K = 1" "K = 2" --quick
+
+Seed s trains on the training images of MNIST without the s-th of four parts, with the random draws of seed s, and is
+scored on the 15,000 images of that part with all ten addends; the test set is not read. The differences to the first
+row are paired by seed. The file is written after each training, and a search that is called again goes on there.
+"""
+
+import contextlib
+import functools
+import itertools
+import json
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+from support import cli
+from support.flags import DATASETS
+
+SEEDS, PARTS, QUICK_IMAGES = 5, 4, 1536
+NAMES = ("ablations", "tiny", "base", "large")
+SCORES = ("digit_accuracy", "sum_accuracy", "joint_accuracy", "head_agreement")
+FIGURES = ("seconds", "parameters", *SCORES)
+
+
+def make_parser():
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("search", choices=NAMES, help="which rows: single changes to base, or the tries for a recipe")
+    add("--only", nargs="+", metavar="ROW", help="these rows and the first (default: all)")
+    add("--seeds", type=cli.integer(1, 12), help=f"trainings of each row (default: {SEEDS}, quick: 1)")
+    add("--quick", action="store_true", help="few images, one epoch: does it run, not how well")
+    add("--device", choices=cli.DEVICES, default="auto", help="as train.py takes it")
+    add("--dataset", choices=DATASETS, default="auto", help="as train.py takes it")
+    add("--data-dir", default="data", metavar="FOLDER", help="as train.py takes it")
+    add("--json", metavar="FILE", help="continue this file, or write the figures there")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.begin_script(make_parser)  # answers --help and a mistyped flag before PyTorch is imported, which takes seconds
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import data
+import model
+import train
+from evaluate import answers, pair_outputs, score
+from studies.measure import Run, keep_memory
+from studies.tables import search_table
+from support import optim
+from support.device import choose_device, set_deterministic
+from support.files import read_text, write_atomically
+from support.runlog import environment
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a row may change beside the arguments of train.py
+
+
+def encoder(features, strides=False, norm=True, dropout=0.0, **size):
+    """`model.staged_encoder` with strides in place of max pooling, without batch norm, or with dropout at its end."""
+    layers = list(model.staged_encoder(features, **size))
+    if strides:
+        size = 28
+        for layer, following in itertools.pairwise(layers):
+            if isinstance(following, nn.MaxPool2d):
+                layer.stride, layer.padding = (2, 2), (1 - size % 2,) * 2  # 28 -> 14 -> 7 -> 3, as pooling
+                size //= 2
+        layers = [layer for layer in layers if not isinstance(layer, nn.MaxPool2d)]
+    if not norm:
+        layers = [layer for layer in layers if not isinstance(layer, nn.BatchNorm2d)]
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d):
+                layer.bias = nn.Parameter(torch.zeros(layer.out_channels))
+    return nn.Sequential(*layers, *([nn.Dropout(dropout)] if dropout else []))
+
+
+WARPS = ("rotation", "shear", "width", "height", "right", "down")  # the columns that data.draw_warps draws
+
+
+def only_warps(kinds):
+    """`data.draw_warps` restricted to these kinds."""
+    mask = torch.tensor([float(kind in kinds) for kind in WARPS])
+    draw = data.draw_warps
+    return lambda count, strength, seed, epoch: draw(count, strength * mask, seed, epoch)
+
+
+class ElasticBatches(data.Batches):
+    """Adds a smooth random displacement of each image's pixels, after P. Simard et al., ICDAR 2003.
+
+    Displacements with a standard deviation of 1 pixel are drawn on a 7 × 7 grid, the pixels between are interpolated.
+    """
+
+    def epoch(self, epoch):
+        generator = data.generator_for("elastic", self.seed, epoch)
+        still = torch.eye(2, 3).unsqueeze(0)
+        for image, *rest in super().epoch(epoch):
+            coarse = torch.randn(len(image), 2, 7, 7, generator=generator) * 2 / 28
+            moves = F.interpolate(coarse, size=(28, 28), mode="bicubic").permute(0, 2, 3, 1)
+            grid = F.affine_grid(still.expand(len(image), 2, 3), image.shape, align_corners=False) + moves
+            black = -data.MEAN / data.STD
+            image = F.grid_sample(image - black, grid.to(image), align_corners=False) + black
+            yield image.contiguous(memory_format=torch.channels_last), *rest
+
+
+class Muon:
+    """Muon for weights of two dimensions and more, each as a matrix [out, all else]; AdamW for the rest.
+
+    K. Jordan, https://kellerjordan.github.io/posts/muon; its rate is scaled to AdamW's, so both take the same.
+    """
+
+    def __init__(self, parameters, lr, weight_decay, fused):
+        parameters = list(parameters)
+        self.weights = [parameter for parameter in parameters if parameter.dim() > 1]
+        self.matrices = [nn.Parameter(self.matrix(weight.data)) for weight in self.weights]
+        rest = [parameter for parameter in parameters if parameter.dim() < 2]
+        options = dict(lr=lr, weight_decay=weight_decay)
+        self.inner = [
+            torch.optim.Muon(self.matrices, adjust_lr_fn="match_rms_adamw", **options),
+            torch.optim.AdamW(rest, fused=fused, **options),
+        ]
+        self.param_groups = [group for optimizer in self.inner for group in optimizer.param_groups]
+
+    @staticmethod
+    def matrix(weight):
+        """A view of the weight [out, ...] as [out, -1]; of a convolution in channels_last."""
+        return (weight.permute(0, 2, 3, 1) if weight.dim() == 4 else weight).flatten(1)
+
+    def zero_grad(self):
+        for parameter in (*self.weights, *self.inner[1].param_groups[0]["params"]):
+            parameter.grad = None
+
+    def step(self):
+        for matrix, weight in zip(self.matrices, self.weights, strict=True):
+            matrix.grad = self.matrix(weight.grad)
+        for optimizer in self.inner:
+            optimizer.step()
+
+
+class LastQuarter(optim.PolynomialAverage):
+    """The plain mean of the weights over the last quarter of the steps: stochastic weight averaging, P. Izmailov et
+    al., arXiv 1803.05407. `eta` is the number of all steps."""
+
+    @torch.no_grad()
+    def update(self, n):
+        n -= int(0.75 * self.eta)
+        if n >= 0:
+            torch._foreach_lerp_(self.averages, self.values, 1 / (n + 1))
+            for average, counter in self.counters:
+                average.copy_(counter)
+
+
+def linear(step, steps, peak, schedule):
+    """As `optim.learning_rate_at`, with a straight line down in place of the cosine."""
+    warm_up = 0.2 * steps
+    if step < warm_up:
+        return optim.learning_rate_at(step, steps, peak)
+    return peak * (steps - step) / (steps - warm_up)
+
+
+def no_warm_up(step, steps, peak, schedule):
+    """As `optim.learning_rate_at`, from the peak on."""
+    return optim.learning_rate_at(0.2 * steps + 0.8 * step, steps, peak)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The rows: arguments of train.py; "network": arguments of `encoder`, or of the size; "warps": the only ones; "batches",
+# "optimizer_class", "schedule_function" and "average" replace what their names say.
+
+NESTEROV = functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True)
+ABLATIONS = {
+    "as it is": {},
+    **{f"K = {k}": dict(addends_per_image=k) for k in (1, 2, 5)},
+    **{f"augmentation {strength}": dict(augment=strength) for strength in (0.0, 0.25, 0.75, 1.0, 1.5)},
+    "of the augmentation only rotation": dict(warps=("rotation",)),
+    "of the augmentation only shear": dict(warps=("shear",)),
+    "of the augmentation only scale": dict(warps=("width", "height")),
+    "of the augmentation only shift": dict(warps=("right", "down")),
+    "elastic distortion too": dict(batches=ElasticBatches),
+    "elastic distortion alone": dict(batches=ElasticBatches, augment=0.0),
+    **{f"averaging exponent {eta}": dict(averaging_eta=eta) for eta in (3.0, 20.0)},
+    "no averaging": dict(averaging_eta=0.0),
+    "mean of the last quarter": dict(average=LastQuarter),
+    "mean of the last quarter, constant rate 0.003": dict(
+        average=LastQuarter, schedule="constant", learning_rate=0.003
+    ),
+    **{f"label smoothing {share}": dict(label_smoothing=share) for share in (0.0, 0.05, 0.2)},
+    **{f"weight decay {decay}": dict(weight_decay=decay) for decay in (0.0, 0.03, 0.3)},
+    "half the width": dict(network=dict(stages=((8,), (16,), (32,)), features=32, hidden=64)),
+    "1.5 times the width": dict(network=dict(stages=((24,), (48,), (96,)), features=96, hidden=192)),
+    "two convolutions in each stage": dict(network=dict(stages=((16, 16), (32, 32), (64, 64)))),
+    "hidden layer of 32": dict(network=dict(hidden=32)),
+    "hidden layer of 512": dict(network=dict(hidden=512)),
+    "strides, no pooling": dict(network=dict(strides=True)),
+    "no batch norm": dict(network=dict(norm=False)),
+    "no batch norm, rate 0.002": dict(network=dict(norm=False), learning_rate=0.002),
+    "dropout 0.1": dict(network=dict(dropout=0.1)),
+    "dropout 0.3": dict(network=dict(dropout=0.3)),
+    "rate 0.003": dict(learning_rate=0.003),
+    "rate 0.02": dict(learning_rate=0.02),
+    **{f"SGD, rate {rate}": dict(optimizer="sgd", learning_rate=rate, weight_decay=5e-4) for rate in (0.05, 0.2)},
+    **{
+        f"SGD with Nesterov momentum, rate {rate}": dict(
+            optimizer_class=NESTEROV, learning_rate=rate, weight_decay=5e-4
+        )
+        for rate in (0.05, 0.2)
+    },
+    **({f"Muon, rate {rate}": dict(optimizer_class=Muon, learning_rate=rate) for rate in (0.005, 0.01, 0.03)}),
+    "constant rate 0.003": dict(schedule="constant", learning_rate=0.003),
+    "linear decay": dict(schedule_function=linear),
+    "no warm-up": dict(schedule_function=no_warm_up),
+    "batches of 32, rate 0.005": dict(batch_size=32, learning_rate=0.005),
+    "batches of 64": dict(batch_size=64),
+    "batches of 256": dict(batch_size=256),
+    "batches of 512, rate 0.02": dict(batch_size=512, learning_rate=0.02),
+    "float32": dict(precision="float32"),
+    "sum weight 3": dict(sum_weight=3.0),
+    "sum without parameters": dict(sum_encoding="shift"),
+    **{f"{epochs} epochs": dict(epochs=epochs) for epochs in (1, 2, 5, 10, 20, 30)},
+}
+SEARCHES = {  # name: size, arguments of all rows, rows
+    "ablations": ("base", dict(epochs=3), ABLATIONS),
+    "tiny": ("tiny", {}, {"as it is": {}}),
+    "base": ("base", {}, {"as it is": {}}),
+    "large": ("large", {}, {"as it is": {}}),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training and scoring
+
+
+def parts_of(images, digits, seed):
+    """((images, digits) to train on, those held out): part seed % PARTS of one fixed order."""
+    order = torch.randperm(len(images), generator=data.generator_for("search", 0))
+    held = order.chunk(PARTS)[seed % PARTS]
+    kept = order[torch.isin(order, held, invert=True)]
+    return (images[kept], digits[kept]), (images[held], digits[held])
+
+
+@contextlib.contextmanager
+def changed(size, change):
+    """Within this context `Run` of that size builds and trains with the change; yields what is left: arguments."""
+    change = dict(change)
+    network, made_of = change.pop("network", {}), model.SIZES[size]
+    own = {name: network[name] for name in ("features", "hidden") if name in network}
+    built = {name: value for name, value in network.items() if name not in own}
+    own["encoder"] = functools.partial(encoder, **made_of["encoder"].keywords | built)
+    patches = [patch.dict(model.SIZES, {size: made_of | own})]
+    if "warps" in change:
+        patches.append(patch.object(data, "draw_warps", only_warps(change.pop("warps"))))
+    if "batches" in change:
+        patches.append(patch.object(model.TwoHeadNet, "Batches", change.pop("batches")))
+    if "optimizer_class" in change:
+        patches.append(patch.dict(optim.OPTIMIZERS, adamw=change.pop("optimizer_class")))
+    if "schedule_function" in change:
+        patches.append(patch.object(train, "learning_rate_at", change.pop("schedule_function")))
+    average = change.pop("average", None)
+    with contextlib.ExitStack() as stack:
+        for each in patches:
+            stack.enter_context(each)
+        yield change, average
+
+
+def train_one(size, change, training, held, seed, device):
+    """Train `size` with a change; {name: value} of FIGURES, SCORES in %."""
+    with changed(size, change) as (arguments, average):
+        run = Run(size, training, device, seed=seed, **arguments)
+        if average:
+            run.averaged = average(run.model, run.args.epochs * len(run.batches))
+            run.scored = run.averaged.module
+        seconds = run.seconds()
+    scores = score(*answers([run.scored], [pair_outputs(run.scored, held[0], device=device)]), held[1])
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    return dict(seconds=seconds, parameters=parameters) | {name: 100 * scores[name] for name in SCORES}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The record
+
+
+def describe(change):
+    """A change as JSON values: what a class or a function is replaced by is its name."""
+
+    def name(value):
+        if isinstance(value, functools.partial):
+            return f"{value.func.__name__} {value.keywords}"
+        return value.__name__
+
+    return json.loads(json.dumps(change, default=name))
+
+
+def read_record(path, search):
+    """The record at `path`, which this search is to continue. Raises UserError where it is none."""
+    try:
+        record = json.loads(read_text(path))
+        right = record["search"] == search and all(
+            isinstance(row["what"], str)
+            and isinstance(row["seed"], int)
+            and isinstance(row["change"], dict)
+            and isinstance(row["commit"], str)
+            and all(isinstance(row[name], int | float) for name in FIGURES)
+            for row in record["rows"]
+        )
+    except (LookupError, TypeError, ValueError):
+        right = False
+    if not right:
+        raise cli.UserError(f"--json {path} holds no figures of the search {search}; choose another file")
+    return record
+
+
+def main(argv=None):
+    args = make_parser().parse_args(argv)
+    size, settings, rows = SEARCHES[args.search]
+    missing = [what for what in args.only or () if what not in rows]
+    if missing:
+        raise cli.UserError(f"there is no row {missing[0]!r} in {args.search}; choose from {', '.join(rows)}")
+    first = next(iter(rows))
+    chosen = [what for what in rows if not args.only or what in (first, *args.only)]
+    path = Path(args.json) if args.json else None
+    if path and not path.parent.is_dir():
+        raise cli.UserError(f"--json {path}: there is no folder {path.parent}")
+
+    keep_memory()
+    device = choose_device(args.device)
+    set_deterministic(False, device)
+    images, digits, dataset = data.load_digits(args.dataset, args.data_dir, train=True)
+    seeds = args.seeds or (1 if args.quick else SEEDS)
+    if args.quick:
+        images, digits, settings = images[:QUICK_IMAGES], digits[:QUICK_IMAGES], settings | {"epochs": 1}
+    where = environment(device)
+    record = read_record(path, args.search) if path and path.exists() else {"search": args.search, "rows": []}
+    record |= where | {"data set": f"{dataset}: {len(images):,d} images"}
+    done = {(row["what"], row["seed"]): row for row in record["rows"]}
+    jobs = [(seed, what) for seed in range(seeds) for what in chosen]
+    for seed, what in tqdm(jobs, unit="training", leave=False, disable=None):
+        change = settings | rows[what]
+        if (what, seed) in done and done[what, seed]["change"] == describe(change):
+            continue
+        training, held = parts_of(images, digits, seed)
+        figures = train_one(size, change, training, held, seed, device)
+        done[what, seed] = dict(what=what, seed=seed, change=describe(change), commit=where["commit"]) | figures
+        record["rows"] = list(done.values())
+        if path:
+            write_atomically(path, json.dumps(record, indent=1) + "\n")
+    print(search_table(record))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_script(main))

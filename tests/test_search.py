@@ -1,0 +1,148 @@
+"""The search on held-out images: what each row changes, what the record keeps, what the table says."""
+
+import json
+from unittest.mock import patch
+
+import pytest
+import torch
+
+import data
+import model
+import train
+from studies import search
+from studies.tables import search_table
+from support import optim
+
+CPU = torch.device("cpu")
+OWN = ("network", "warps", "batches", "optimizer_class", "schedule_function", "average")
+REPLACING = {what: change for what, change in search.ABLATIONS.items() if any(name in change for name in OWN)}
+
+
+@pytest.fixture(scope="module")
+def parts(small):
+    training, held = search.parts_of(*small, 3)
+    return tuple(table[:300] for table in training), tuple(table[:50] for table in held)
+
+
+@pytest.fixture(scope="module")
+def trained(parts):
+    """Trains tiny with a change, three steps; returns the sums of the weights that are scored."""
+
+    def train_one(change):
+        change = dict(change)
+        if "network" in change:  # of base: the same change in words that fit tiny
+            small = dict(stages=((8,), (8,), (8, 16)), features=16, hidden=20)
+            change["network"] = {name: small.get(name, value) for name, value in change["network"].items()}
+        runs, run_class = [], search.Run
+
+        def kept(*arguments, **options):
+            runs.append(run_class(*arguments, **options))
+            return runs[-1]
+
+        with patch.object(search, "Run", kept):
+            figures = search.train_one("tiny", change, *parts, 0, CPU)
+        assert set(figures) == set(search.FIGURES)
+        return [value.double().sum().item() for value in runs[0].scored.parameters()]
+
+    return train_one
+
+
+def test_what_is_scored_is_never_trained_on_and_every_image_is_held_out_once(small):
+    numbered, held_out = torch.arange(700), []
+    for seed in range(search.PARTS):
+        (_, kept), (_, held) = search.parts_of(small[0], numbered, seed)
+        assert len(kept) == 700 - len(held) and not set(kept.tolist()) & set(held.tolist())
+        held_out += held.tolist()
+    assert sorted(held_out) == numbered.tolist()
+
+
+@pytest.fixture(scope="module")
+def plain(trained):
+    return trained({})
+
+
+@pytest.mark.parametrize("what", REPLACING)
+def test_each_replacement_acts_and_leaves_nothing_behind(trained, plain, what):
+    before = (
+        dict(model.SIZES),
+        dict(optim.OPTIMIZERS),
+        data.draw_warps,
+        train.learning_rate_at,
+        model.TwoHeadNet.Batches,
+    )
+    assert trained(REPLACING[what]) != plain
+    after = dict(model.SIZES), dict(optim.OPTIMIZERS), data.draw_warps, train.learning_rate_at, model.TwoHeadNet.Batches
+    assert before == after
+
+
+def test_the_arguments_of_the_rows_are_flags_of_train(small):
+    known = vars(train.parse_arguments([])[0])
+    for _, settings, rows in search.SEARCHES.values():
+        for what, change in rows.items():
+            arguments = (settings | change).keys() - set(OWN)
+            assert arguments <= known.keys(), what
+
+
+def test_warps_of_one_kind_leave_the_others_at_rest():
+    warps = search.only_warps(("right", "down"))(50, 1.0, 0, 0)
+    assert torch.equal(warps[:, :, :2], torch.eye(2).expand(50, 2, 2)) and warps[:, :, 2].abs().min() > 0
+
+
+def test_the_last_quarter_is_averaged_evenly():
+    layer = torch.nn.Linear(1, 1, bias=False)
+    average = search.LastQuarter(layer, 8)
+    for step in range(8):
+        with torch.no_grad():
+            layer.weight.fill_(2.0**step)
+        average.update(step)
+    assert average.module.weight.item() == (2**6 + 2**7) / 2
+
+
+def test_muon_moves_the_weights_that_it_was_given():
+    layer = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    optimizer = search.Muon(layer.parameters(), lr=0.1, weight_decay=0.0, fused=False)
+    before = [value.detach().clone() for value in layer.parameters()]
+    layer(torch.randn(2, 3, 5, 5)).square().mean().backward()
+    optimizer.step()
+    assert all((value != was).all() for value, was in zip(layer.parameters(), before, strict=True))
+    moved = (layer.weight - before[0]).flatten(1)
+    values = torch.linalg.svdvals(moved.detach())
+    assert values.max() < 2.5 * values.min()  # an update with nearly equal singular values
+
+
+def test_a_search_goes_on_where_it_stopped(run, small_dir, tmp_path):
+    flags = ["ablations", "--quick", "--dataset", "synthetic", "--data-dir", small_dir, "--device", "cpu"]
+    rows = {what: search.ABLATIONS[what] for what in ("as it is", "K = 1", "K = 2")}
+    with (
+        patch.object(search, "SEARCHES", {"ablations": ("tiny", {}, rows)}),
+        patch.object(search, "QUICK_IMAGES", 200),
+        patch.object(search, "train_one", wraps=search.train_one) as called,
+    ):
+        assert run(search, *flags, "--json", "s.json", "--only", "K = 1")[0] == 0
+        assert called.call_count == 2
+        status, out, err = run(search, *flags, "--json", "s.json")
+        assert status == 0 and called.call_count == 3, err
+        rows["K = 1"] = dict(addends_per_image=3)  # the row means something else now
+        assert run(search, *flags, "--json", "s.json")[0] == 0 and called.call_count == 4
+        assert run(search, *flags, "--json", "s.json", "--seeds", "2")[0] == 0 and called.call_count == 7
+        record = json.loads((tmp_path / "s.json").read_text())
+        assert "| K = 2 " in out and len(record["rows"]) == 6
+        for damage in ({"search": "base"}, {"rows": [{"what": 1}]}, {"rows": None}):
+            (tmp_path / "s.json").write_text(json.dumps(record | damage))
+            status, _, err = run(search, *flags, "--json", "s.json")
+            assert status == 2 and "holds no figures" in err and err.count("\n") == 1
+    status, _, err = run(search, *flags, "--only", "K = 11")
+    assert status == 2 and "K = 11" in err
+
+
+def test_the_table_tells_no_difference_from_too_few_seeds():
+    def rows(what, values):
+        figures = dict(head_agreement=99.0, seconds=1.0)
+        return [dict(what=what, seed=seed, joint_accuracy=value, **figures) for seed, value in enumerate(values)]
+
+    record = rows("first", [99.0, 99.2, 99.1]) + rows("up", [99.1, 99.31, 99.2]) + rows("same", [99.0, 99.21, 99.1])
+    record += rows("wild", [99.0, 99.9, 98.5]) + rows("down", [98.0, 98.2, 98.1]) + rows("one", [99.0])
+    lines = search_table({"rows": record}).splitlines()[2:]
+    verdicts = [line.split("|")[5].strip() for line in lines]
+    assert verdicts == ["", "better", "equal", "open", "worse", ""]
+    assert "-1.000 ± 0.000" in lines[4] and "99.100 ± 0.100" in lines[0]
