@@ -13,7 +13,7 @@ from support.files import read_text
 OURS = {"base": range(5), "tiny": range(5), "fast": range(10)}  # size: seeds
 OTHER_SEEDS = range(3)
 PUBLISHED_SEEDS = {"two-branch-lenet": range(5)}  # one of the first three collapses, so its spread needs more
-REPLAY = "-m studies.replay"
+OUR, REPLAY = "train.py --dataset mnist", "-m studies.replay"
 STUDY_EPOCHS = 3  # of the studies of encodings, weights and precision
 # Designs without a fault: there is nothing to mend.
 FAULTLESS = tuple(name for name, design in DESIGNS.items() if not design.faults)
@@ -103,36 +103,44 @@ SHARED = "note        {} runs shared the machine, so the seconds are not those o
 WEIGHTS = ("0.9 0.1", "0.7 0.3", "1 1", "0.3 0.7", "0.1 0.9")
 
 
-def plan():
-    """Every run: {name: command}, in the order in which they are run.
+def groups():
+    """Every run by the tables that it serves: {group: {name: command}}; some runs are in several groups.
 
     A command is the words after "python": a script of ours, or a module of studies, with its flags.
     """
-    runs = {}
+    found = {name: {} for name in ("results", "encodings", "precisions", "weights", "published", "tries", "ablations")}
     for size, seeds in OURS.items():
-        for seed in seeds:
-            precision = "float32" if size == "tiny" else "bfloat16"  # what auto chose when these were recorded
-            runs[f"{size}-s{seed}"] = f"--model {size} --seed {seed} --precision {precision}"
-    for seed in OTHER_SEEDS:
-        for flags in (*ENCODINGS.values(), *PRECISIONS.values(), *map(weight_flags, WEIGHTS)):
+        precision = "float32" if size == "tiny" else "bfloat16"  # what auto chose when these were recorded
+        found["results"] |= {f"{size}-s{n}": f"{OUR} --model {size} --seed {n} --precision {precision}" for n in seeds}
+    studies = {
+        "encodings": ENCODINGS.values(),
+        "precisions": PRECISIONS.values(),
+        "weights": map(weight_flags, WEIGHTS),
+    }
+    for group, changes in studies.items():
+        for flags in changes:
             precision = "" if "--precision" in flags else "--precision float32"
-            runs[f"{study_name(flags)}-s{seed}"] = f"{flags} {precision} --epochs {STUDY_EPOCHS} --seed {seed}"
-    runs = {name: f"train.py {flags} --dataset mnist" for name, flags in runs.items()}
+            words = " ".join(f"{OUR} {flags} {precision} --epochs {STUDY_EPOCHS}".split())
+            found[group] |= {f"{study_name(flags)}-s{n}": f"{words} --seed {n}" for n in OTHER_SEEDS}
+    for design in DESIGNS:
+        seeds = PUBLISHED_SEEDS.get(design, OTHER_SEEDS)
+        found["published"] |= {f"{design}-published-s{n}": f"{REPLAY} {design} --seed {n}" for n in seeds}
+        if design not in FAULTLESS:
+            found["published"] |= {f"{design}-mended-s{n}": f"{REPLAY} {design}+mended --seed {n}" for n in OTHER_SEEDS}
     for design, tries in TRIES.items():
         for flags in tries:
-            runs[f"{try_name(design, flags)}-s0"] = f"{REPLAY} {design} {flags} --seed 0"
-    for design in DESIGNS:
-        for seed in PUBLISHED_SEEDS.get(design, OTHER_SEEDS):
-            runs[f"{design}-published-s{seed}"] = f"{REPLAY} {design} --seed {seed}"
-    for seed in OTHER_SEEDS:
-        for design in DESIGNS:
-            if design not in FAULTLESS:
-                runs[f"{design}-mended-s{seed}"] = f"{REPLAY} {design}+mended --seed {seed}"
-        for design, changes in ABLATIONS.items():
-            for change in changes:
-                space = "" if change.startswith("+") else " "
-                runs[f"{ablation_name(design, change)}-s{seed}"] = f"{REPLAY} {design}{space}{change} --seed {seed}"
-    return runs
+            found["tries"][f"{try_name(design, flags)}-s0"] = f"{REPLAY} {design} {flags} --seed 0"
+    for design, changes in ABLATIONS.items():
+        for change in changes:
+            words = f"{REPLAY} {design}{'' if change.startswith('+') else ' '}{change}"
+            found["ablations"] |= {f"{ablation_name(design, change)}-s{n}": f"{words} --seed {n}" for n in OTHER_SEEDS}
+    return found
+
+
+def plan(only=None):
+    """The runs of these groups, or of all: {name: command}, in the order in which they are run."""
+    chosen = [runs for group, runs in groups().items() if only is None or group in only]
+    return {name: command for runs in chosen for name, command in runs.items()}
 
 
 def try_name(design, flags):

@@ -2,6 +2,9 @@
 
     python -m studies.reproduce          run what is missing in logs/records/,
                                          then rewrite the tables and figures
+    python -m studies.reproduce --only weights
+                                         run only what the table of the loss
+                                         weights needs
     python -m studies.reproduce --check  run nothing; exit status 1 if a table
                                          differs from the logs
     python -m studies.reproduce --quick  one seed, one epoch of 15,000 images of
@@ -13,7 +16,10 @@ interrupted ones continue, those of studies.replay start again. The figures need
 matplotlib, which is in requirements-dev.txt.
 """
 
+import collections
+import functools
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -24,9 +30,12 @@ from pathlib import Path
 
 from support import cli
 
+GROUPS = ("results", "encodings", "precisions", "weights", "published", "tries", "ablations")  # of studies.plan
+
 
 def make_parser():
     parser = cli.Parser(__doc__)
+    parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, help="run only what these tables need")
     parser.add_argument("--check", action="store_true", help="compare the tables with the logs, run nothing")
     parser.add_argument("--quick", action="store_true", help="one seed, one epoch, nothing kept")
     parser.add_argument("--jobs", type=cli.integer(1), help="runs at a time, on shared cores (default: 1, quick: all)")
@@ -46,6 +55,8 @@ from support.files import lock, read_text, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = Path("logs") / "records"
+LOOP = ("data.py", "model.py", "train.py", "evaluate.py", "support/optim.py", "support/recipes.py")
+REPLAY_LOOP = ("data.py", "evaluate.py", "studies/replay.py", "studies/published.py")
 
 
 def run_all(runs, folder, jobs, extra):
@@ -109,6 +120,25 @@ def keep(name, process, folder, jobs):
     shutil.rmtree(work)
 
 
+def by_older_code(records):
+    """A sentence on the records whose commit has other code of the loop than this one, or is unknown here; or None."""
+    logs = [read_text(path) for path in sorted(records.glob("*.txt"))]
+    older = collections.Counter()
+    for log in logs:
+        (commit,) = re.findall(r"^commit +(\S+)$", log, re.MULTILINE) or ["unknown"]
+        if not same_code(commit, REPLAY_LOOP if "studies.replay" in log else LOOP):
+            older[commit] += 1
+    commits = ", ".join(f"{number} of {commit}" for commit, number in older.items())
+    return f"{older.total()} of {len(logs)} records are of older code of the loop: {commits}" if older else None
+
+
+@functools.cache
+def same_code(commit, files):
+    """Whether the files are those of `commit`; a commit marked dirty counts as another."""
+    command = ["git", "-C", str(ROOT), "diff", "--quiet", commit, "--", *files]
+    return not subprocess.run(command, stderr=subprocess.DEVNULL).returncode
+
+
 def is_quick(name):
     """Whether --quick includes the run: the first seed, no tries and no ablations."""
     return name.endswith("-s0") and "-try-" not in name and "-ablation-" not in name
@@ -120,7 +150,7 @@ def main(argv=None):
     if args.check and args.quick:
         parser.error("--check and --quick contradict each other")
 
-    runs, records = plan(), ROOT / RECORDS
+    runs, records = plan(args.only), ROOT / RECORDS
     extra = ["--device", args.device, "--data-dir", args.data_dir]
     if args.quick:
         few = {"train.py": "--epochs 1 --val-size 45000", "-m": "--epochs 1 --images 15000"}
@@ -129,14 +159,17 @@ def main(argv=None):
             run_all(runs, Path(folder), args.jobs or os.cpu_count() or 1, extra)
             print("one epoch of 15,000 images each, whatever the column says:\n")
             made = tables(Path(folder), runs)
-            print("\n\n".join(made[name] for name in ("results", "published", "encodings", "precisions", "weights")))
+            shown = ("results", "published", "encodings", "precisions", "weights")
+            print("\n\n".join(made[name] for name in shown if name in args.only))
         return 0
     if not args.check:
         require_matplotlib()
         records.mkdir(parents=True, exist_ok=True)
         with lock(records):
             run_all(runs, records, args.jobs or 1, extra)
-    made, differing = tables(records, runs), []
+    made, differing = tables(records, plan()), []
+    if older := by_older_code(records):
+        print(older, file=sys.stderr)
     for page in PAGES:
         before = read_text(ROOT / page)
         after = rewrite(page, before, made)

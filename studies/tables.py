@@ -20,6 +20,7 @@ from studies.plan import (
     WEIGHTS,
     ablation_name,
     finished,
+    groups,
     read_accuracies,
     study_name,
     try_name,
@@ -301,19 +302,18 @@ def figure(value):
 
 def index(folder, names):
     """The table of all records: runs that differ in the seed alone share a line, and so do a design's tries."""
-    pages = {prefix: "README" for prefix in OURS} | {study_name(flags): "encodings" for flags in ENCODINGS.values()}
-    pages |= {study_name(weight_flags(pair)): "weights" for pair in WEIGHTS}
-    pages |= {study_name(flags): "precision" for flags in PRECISIONS.values()}
-    pages |= {study_name(""): "all three"}
-    groups = {}
+    pages = {}
+    for group, runs in groups().items():
+        for name in runs:
+            pages.setdefault(without_seed(name), {})[group] = None
+    together, rows = {}, []
     for name in names:
-        prefix = re.sub(r"-(try|ablation)-.*", r"-\1-...", re.sub(r"-s\d+$", "", name))
-        groups.setdefault(prefix, []).append(name)
-    rows = []
-    for prefix, runs in groups.items():
-        commits = " ".join(sorted(facts(folder, runs, r"^commit +(.*)$")))
+        together.setdefault(without_seed(name), []).append(name)
+    for prefix, runs in together.items():
+        made = sorted(facts(folder, runs, r"(?:^date +(\S+)\n)?^commit +(.*)$"))
+        commits = ", ".join(" ".join(filter(None, reversed(pair))) for pair in made)
         devices = ", ".join(sorted(facts(folder, runs, r"^device +(?:cpu: )?(.*)$")))
-        rows.append([f"`{prefix}`", str(len(runs)), pages.get(prefix, "published"), commits, devices])
+        rows.append([f"`{prefix}`", str(len(runs)), ", ".join(pages[prefix]), commits, devices])
     path = folder / "benchmark-cpu.json"
     if path.exists():
         record = json.loads(read_text(path))
@@ -327,6 +327,11 @@ def index(folder, names):
             ]
         )
     return table(["records", "runs", "table", "commit", "machine"], rows)
+
+
+def without_seed(name):
+    """The name of a run without its seed; tries of a design share one, and so do ablations."""
+    return re.sub(r"-(try|ablation)-.*", r"-\1-...", re.sub(r"-s\d+$", "", name))
 
 
 def without_arguments(log):

@@ -7,6 +7,7 @@ last.pt beside logs/ are copies of the checkpoints of the newest run.
 import argparse
 import contextlib
 import csv
+import datetime
 import io
 import os
 import platform
@@ -175,8 +176,9 @@ def commit():
 
 
 def environment(device):
-    """Commit, versions and device, each as a text."""
+    """Date (UTC), commit, versions and device, each as a text."""
     return {
+        "date": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}",
         "commit": commit(),
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
         "device": describe_device(device, processes.world_size()),
@@ -205,7 +207,8 @@ def make_header(argv, args, dataset, device, model, training, validation, notes)
 def continuation(header, epoch, device, notes):
     """The lines of the log that say where the run with this header continued after `epoch`."""
     here = environment(device)
-    lines = [f"{'continued':11s} after epoch {epoch}; commit {here['commit']}; {here['versions']}; {here['device']}"]
+    words = "; ".join([here["date"], f"commit {here['commit']}", here["versions"], here["device"]])
+    lines = [f"{'continued':11s} after epoch {epoch}; {words}"]
     if re.findall(r"^device +(.*)$", header, re.MULTILINE) != [here["device"]]:
         lines.append(f"{'note':11s} trained on more than one device, so the seconds are not comparable")
     return "\n".join(lines + [f"{'note':11s} {note}" for note in notes])
