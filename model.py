@@ -57,19 +57,24 @@ class TwoHeadNet(nn.Module):
         self.sum_encoding = SUM_ENCODINGS[sum_encoding]()
 
     def digit_loss(self, digit_logits, digit, label_smoothing=0.0):
-        """Mean cross-entropy. digit_logits [B, 10] or [B, K, 10], digit [B] int64 in 0-9; a scalar."""
+        """Mean cross-entropy. digit_logits [B, 10] or [B, K, 10], digit [B] int64 in 0-9, or probabilities [B, 10]; a
+        scalar."""
         if digit_logits.dim() == 3:
-            digit = digit.unsqueeze(1).expand(digit_logits.shape[:2])
-        return F.cross_entropy(digit_logits.flatten(0, -2), digit.flatten(), label_smoothing=label_smoothing)
+            digit = digit.unsqueeze(1).expand(-1, digit_logits.shape[1], *digit.shape[1:]).flatten(0, 1)
+        return F.cross_entropy(digit_logits.flatten(0, -2), digit, label_smoothing=label_smoothing)
 
     def sum_loss(self, sum_logits, sum_target, label_smoothing=0.0):
-        """Mean loss of the sum's encoding. sum_logits [B, 19] or [B, K, 19], sum_target [B] or [B, K]; a scalar."""
+        """Mean loss of the sum's encoding. sum_logits [B, 19] or [B, K, 19], sum_target [B] or [B, K] int64 in 0-18; a
+        scalar."""
         return self.sum_encoding.loss(sum_logits, sum_target, label_smoothing)
 
     @torch.no_grad()
     def accuracies(self, digit_logits, sum_logits, digit, sum_target):
-        """Accuracy of each head on one batch, [digit, sum] as fractions, [2] float32; shapes as for the losses."""
+        """Accuracy of each head on one batch, [digit, sum] as fractions, [2] float32; shapes as for the losses. Of
+        probabilities as targets the largest counts."""
         digits, sums = digit_logits.argmax(-1), self.sum_encoding.predictions(sum_logits)
+        if digit.is_floating_point():
+            digit, sum_target = digit.argmax(-1), sum_target.argmax(-1)
         digit = digit if digits.dim() == 1 else digit.unsqueeze(1)
         return torch.stack([(digits == digit).float().mean(), (sums == sum_target).float().mean()])
 
@@ -253,8 +258,9 @@ class OneHotSum:
     width = SUMS
 
     def loss(self, output, sum_target, label_smoothing=0.0):
-        """Mean loss. output [..., width], sum_target [...] int64 in 0-18; a scalar."""
-        return F.cross_entropy(output.flatten(0, -2), sum_target.flatten(), label_smoothing=label_smoothing)
+        """Mean loss. output [..., width], sum_target [...] int64 in 0-18, or probabilities [..., 19]; a scalar."""
+        target = sum_target.flatten(0, output.dim() - 2)
+        return F.cross_entropy(output.flatten(0, -2), target, label_smoothing=label_smoothing)
 
     def probabilities(self, output):
         """output [..., width] -> [..., 19], which sum to 1; the largest is the prediction."""

@@ -165,8 +165,8 @@ def train_epoch(args, model, network, optimizer, averaged, batches, epoch):
     return processes.mean(figures, [batches.weight(step) for step in range(len(batches))])
 
 
-def train(args, state, device, files, argv):
-    """The run. `state` is the checkpoint to continue from, or None; `argv` goes into the log."""
+def train(args, state, device, files, command):
+    """The run. `state` is the checkpoint to continue from, or None; the words of the `command` go into the log."""
     # --- data
     dataset = args.dataset if state is None else state["dataset"]
     if processes.rank() == 0:  # it may have to download
@@ -202,7 +202,7 @@ def train(args, state, device, files, argv):
     fixed = {name: value for name, value in vars(args).items() if name not in NOT_STORED}
     fixed = {"args": fixed, "dataset": dataset, "normalisation": [MEAN, STD], "versions": versions()}
     if state is None:
-        header = make_header(argv, fixed["args"], dataset, device, model, len(training), len(validation), notes)
+        header = make_header(command, fixed["args"], dataset, device, model, len(training), len(validation), notes)
         state = fixed | {"header": header, "continued": [], "epoch": 0, "history": [], "best": None}
     else:
         state = fixed | {name: state[name] for name in PROGRESS}
@@ -284,7 +284,7 @@ def main(argv=None):
     claim = files.claimed(state) if is_run else contextlib.nullcontext()
     try:
         with cli.sigterm_as_interrupt(), processes.process_group(device) as device, claim:
-            train(args, state, device, files, argv)
+            train(args, state, device, files, ["train.py", *argv])
     except KeyboardInterrupt as interrupt:
         words = ["--resume", str(files.last), *cli.flags_of(make_parser(), args, MACHINE)]
         advice = f"continue with: {processes.launcher()} train.py {shlex.join(words)}"

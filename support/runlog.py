@@ -185,16 +185,17 @@ def environment(device):
     }
 
 
-def make_header(argv, args, dataset, device, model, training, validation, notes):
+def make_header(command, args, dataset, device, model, training, validation, notes):
     """What it takes to repeat the run, as lines of text.
 
-    `args` are the stored arguments, a dict; `notes` are requested options that were unavailable.
+    `command` are the words after "python"; `args` are the stored arguments, a dict; `notes` are requested options that
+    were unavailable.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     flags = " ".join(f"{name}={value}" for name, value in args.items())
     wrapped = textwrap.wrap(flags, 108, break_long_words=False, break_on_hyphens=False)
     entries = [
-        ("command", f"{processes.launcher()} {shlex.join(['train.py', *argv])}"),
+        ("command", f"{processes.launcher()} {shlex.join(command)}"),
         *environment(device).items(),
         ("data set", f"{dataset}: {training:,d} training and {validation:,d} validation images"),
         ("model", f"{args['model']}, {parameters:,d} parameters"),

@@ -1,0 +1,87 @@
+"""Train a network on the answers of other networks: the probabilities of its teachers in place of the labels.
+
+    python -m studies.distill --teachers a-best.pt b-best.pt -- --model tiny --epochs 20
+
+After "--" come the flags of train.py; label smoothing is 0 here unless it is among them. The teachers see the augmented
+image of the step. The mean of their probabilities is the target of the digit, and shifted by the addend that of the sum
+(G. Hinton et al., arXiv 1503.02531). The run writes the files of train.py but last.pt, since train.py would continue
+it without its teachers: interrupted, it starts again.
+"""
+
+import sys
+from unittest.mock import patch
+
+from support import cli
+
+
+def make_parser():
+    parser = cli.Parser(__doc__)
+    add = parser.add_argument
+    add("--teachers", nargs="+", required=True, metavar="FILE", help="checkpoints of trained networks")
+    add("--temperature", type=cli.real(0, above=True), default=1.0, help="divides the teachers' logits")
+    add("--label-share", type=cli.real(0, 1), default=0.0, help="weight of the labels in the targets")
+    add("flags", nargs="*", metavar="-- FLAGS", help="flags of train.py")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.begin_script(make_parser)  # answers --help and a mistyped flag before PyTorch is imported, which takes seconds
+
+import torch
+import torch.nn.functional as F
+
+import train
+from data import DIGITS, SUMS, Batches
+from evaluate import load_model
+from model import TwoHeadNet
+from support.device import choose_device, set_deterministic
+from support.runlog import RunFiles
+
+
+def taught_batches(teachers, temperature, label_share, bfloat16):
+    """The subclass of Batches that yields probabilities as targets: digit [B, 10], sum [B, K, 19], or [B, 19]."""
+
+    class TaughtBatches(Batches):
+        def epoch(self, epoch):
+            for image, addend, digit, _ in super().epoch(epoch):
+                target = label_share * F.one_hot(digit, DIGITS)
+                first = addend if addend.dim() == 1 else addend[:, 0]  # the digit's answer hardly depends on the addend
+                with torch.no_grad(), torch.autocast(image.device.type, torch.bfloat16, enabled=bfloat16):
+                    for teacher in teachers:
+                        logits = teacher(image, first)[0].float()
+                        target = target + (1 - label_share) / len(teachers) * (logits / temperature).softmax(-1)
+                yield image, addend, target, shifted(target, addend)
+
+    return TaughtBatches
+
+
+def shifted(probabilities, addend):
+    """Probabilities of the digit [B, 10] -> of its sum with the addend [B] or [B, K]: [B, 19] or [B, K, 19]."""
+    positions = addend.unsqueeze(-1) + torch.arange(DIGITS, device=addend.device)
+    if addend.dim() == 2:
+        probabilities = probabilities.unsqueeze(1).expand(-1, addend.shape[1], -1)
+    return probabilities.new_zeros(*addend.shape, SUMS).scatter(-1, positions, probabilities)
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else list(map(str, argv))
+    args = make_parser().parse_args(argv)
+    run, _ = train.parse_arguments(["--label-smoothing", "0", *args.flags])
+    if run.resume or run.dry_run or run.find_lr or run.sum_encoding != "onehot":
+        raise cli.UserError("--resume, --dry-run, --find-lr and another --sum-encoding than onehot do not work here")
+    device = choose_device(run.device)
+    set_deterministic(run.deterministic, device)
+    teachers = [load_model(path)[0].to(device, memory_format=torch.channels_last) for path in args.teachers]
+    batches = taught_batches(teachers, args.temperature, args.label_share, run.precision == "bfloat16")
+    files = RunFiles(run.out, run.run_name)
+    with (
+        cli.sigterm_as_interrupt(),
+        files.claimed(None),
+        patch.object(TwoHeadNet, "Batches", batches),
+        patch.object(files, "save_last", lambda state: None),
+    ):
+        train.train(run, None, device, files, ["-m", "studies.distill", *argv])
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_script(main))
