@@ -21,7 +21,7 @@ from support import cli
 from support.flags import DATASETS
 
 SEEDS, PARTS, QUICK_IMAGES = 5, 4, 1536
-NAMES = ("ablations", "tiny", "base", "large")
+NAMES = ("ablations", "base", "tiny", "large")
 SCORES = ("digit_accuracy", "sum_accuracy", "joint_accuracy", "head_agreement")
 FIGURES = ("seconds", "parameters", *SCORES)
 

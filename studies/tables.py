@@ -42,6 +42,7 @@ SPEED = {  # table: sections of benchmark.py
     "growth": ("growth", "several"),
 }
 LADDER = ("ladder-machine", "ladder-ours", "ladder-rival", "ladder-target")
+SEARCHES = ("ablations", "base", "tiny", "large")  # of studies/search.py
 PUBLISHED_RIVAL = "batches of 256, rate 0.01"
 EQUAL = 0.05  # points of joint accuracy: a difference within them does not matter
 T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)  # Student's t, 97.5 %, 1 to 11 degrees
@@ -56,6 +57,7 @@ PAGES = {  # page: the tables in it
         *(f"likeness-{name}" for name in DESIGNS if published_figures(name)),
     ),
     "studies/speed.md": ("speed-machine", *(f"speed-{name}" for name in SPEED), *LADDER, "precisions"),
+    "studies/recipes.md": tuple(f"search-{name}" for name in SEARCHES),
     "logs/README.md": ("index",),
 }
 
@@ -113,6 +115,7 @@ def tables(folder, runs):
         "ablations": ablations(row),
         **speed(folder / "benchmark-cpu.json"),
         **ladder(folder / "ladder-cpu.json"),
+        **{f"search-{name}": search(folder / f"search-{name}.json") for name in SEARCHES},
         "encodings": study_table("encoding", {label: row(study_name(flags)) for label, flags in ENCODINGS.items()}),
         "precisions": study_table("precision", {label: row(study_name(flags)) for label, flags in PRECISIONS.items()}),
         "weights": study_table(
@@ -256,6 +259,16 @@ def time_to_rival(rows):
         else:
             lines.append(f"Ours does not reach {name}: {points[-1][0]:.2f} %.")
     return "\n".join(lines)
+
+
+def search(path):
+    """The table of the JSON of studies/search.py, below the machine and the commits that made it."""
+    if not path.exists():
+        return "–"
+    record = json.loads(read_text(path))
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in record["rows"]))
+    head = textwrap.fill(f"{record['device']}; {record['versions']}; commit {commits}.", 118)
+    return f"{head}\n\n{search_table(record)}"
 
 
 def search_table(record):
