@@ -224,11 +224,50 @@ ABLATIONS = {
     "sum without parameters": dict(sum_encoding="shift"),
     **{f"{epochs} epochs": dict(epochs=epochs) for epochs in (1, 2, 5, 10, 20, 30)},
 }
+ONE, TWO = ((16,), (32,), (64,)), ((16,), (32,), (64, 64))  # channels of the stages
+BASE = {"network": dict(stages=TWO)}
+TRIES = {
+    "base": {
+        "channels 16 / 32 / 64, 64": BASE,
+        "channels 16 / 32 / 64": dict(network=dict(stages=ONE)),
+        "channels 16 / 32, 32 / 48, 64": dict(network=dict(stages=((16,), (32, 32), (48, 64)))),
+        "augmentation 0.75": BASE | dict(augment=0.75),
+        "augmentation 1": BASE | dict(augment=1.0),
+        "label smoothing 0.05": BASE | dict(label_smoothing=0.05),
+        "label smoothing 0.2": BASE | dict(label_smoothing=0.2),
+        "weight decay 0.2": BASE | dict(weight_decay=0.2),
+        "K = 4": BASE | dict(addends_per_image=4),
+        "batches of 256, rate 0.015": BASE | dict(batch_size=256, learning_rate=0.015),
+        "averaging exponent 3": BASE | dict(averaging_eta=3.0),
+        "hidden layer of 192": dict(network=dict(stages=TWO, hidden=192)),
+        "float32": BASE | dict(precision="float32"),
+    },
+    "tiny": {
+        "as it is": {},
+        "14 epochs": dict(epochs=14),
+        "augmentation 0.25": dict(augment=0.25),
+        "augmentation 0.75": dict(augment=0.75),
+        "label smoothing 0": dict(label_smoothing=0.0),
+        "label smoothing 0.05": dict(label_smoothing=0.05),
+        "weight decay 0.02": dict(weight_decay=0.02),
+        "rate 0.03": dict(learning_rate=0.03),
+        "batches of 64": dict(batch_size=64),
+        "K = 4": dict(addends_per_image=4),
+        "bfloat16": dict(precision="bfloat16"),
+        "channels 8 / 16 / 16, 16": dict(network=dict(stages=((8,), (16,), (16, 16)))),
+        "channels 6 / 12, 16 / 16, 20": dict(network=dict(stages=((6,), (12, 16), (16, 20)), groups=4)),
+    },
+    "large": {
+        "augmentation 1": dict(augment=1.0),
+        "augmentation 1.5": dict(augment=1.5),
+        "augmentation 1, rate 0.005": dict(augment=1.0, learning_rate=0.005),
+        "augmentation 1, elastic distortion": dict(augment=1.0, batches=ElasticBatches),
+        "augmentation 1, label smoothing 0.05": dict(augment=1.0, label_smoothing=0.05),
+    },
+}
 SEARCHES = {  # name: size, arguments of all rows, rows
     "ablations": ("base", dict(epochs=3), ABLATIONS),
-    "tiny": ("tiny", {}, {"as it is": {}}),
-    "base": ("base", {}, {"as it is": {}}),
-    "large": ("large", {}, {"as it is": {}}),
+    **{size: (size, {}, rows) for size, rows in TRIES.items()},
 }
 
 
