@@ -56,9 +56,10 @@ def taught_batches(teachers, temperature, label_share, bfloat16):
 
 
 def shifted(probabilities, addend):
-    """Probabilities of the digit [B, 10] -> of its sum with the addend [B] or [B, K]: [B, 19] or [B, K, 19]."""
+    """Probabilities of the digit [B, 10], or [B, K, 10], -> of its sum with the addend [B] or [B, K]: [B, 19] or
+    [B, K, 19]."""
     positions = addend.unsqueeze(-1) + torch.arange(DIGITS, device=addend.device)
-    if addend.dim() == 2:
+    if addend.dim() == probabilities.dim():
         probabilities = probabilities.unsqueeze(1).expand(-1, addend.shape[1], -1)
     return probabilities.new_zeros(*addend.shape, SUMS).scatter(-1, positions, probabilities)
 

@@ -52,6 +52,7 @@ import data
 import model
 import train
 from evaluate import answers, pair_outputs, score
+from studies.distill import shifted
 from studies.measure import Run, keep_memory
 from studies.tables import search_table
 from support import optim
@@ -169,9 +170,27 @@ def no_warm_up(step, steps, peak, schedule):
     return optim.learning_rate_at(0.2 * steps + 0.8 * step, steps, peak)
 
 
+def taught_by_digit(weight):
+    """Methods for `TwoHeadNet`: to the sum's loss they add its cross-entropy to the digit's probabilities, shifted by
+    the addend, times `weight`. The digit head gets no gradient from it."""
+    digit_loss, sum_loss, seen = model.TwoHeadNet.digit_loss, model.TwoHeadNet.sum_loss, {}
+
+    def keep(self, digit_logits, digit, label_smoothing=0.0):
+        seen.update(probabilities=digit_logits.detach().softmax(-1), digit=digit)
+        return digit_loss(self, digit_logits, digit, label_smoothing)
+
+    def add(self, sum_logits, sum_target, label_smoothing=0.0):
+        addend = sum_target - (seen["digit"] if sum_target.dim() == 1 else seen["digit"].unsqueeze(1))
+        target = shifted(seen["probabilities"], addend)
+        loss = sum_loss(self, sum_logits, sum_target, label_smoothing)
+        return loss + weight * F.cross_entropy(sum_logits.flatten(0, -2), target.flatten(0, -2))
+
+    return dict(digit_loss=keep, sum_loss=add)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The rows: arguments of train.py; "network": arguments of `encoder`, or of the size; "warps": the only ones; "batches",
-# "optimizer_class", "schedule_function" and "average" replace what their names say.
+# "optimizer_class", "schedule_function" and "average" replace what their names say; "agreement": `taught_by_digit`.
 
 NESTEROV = functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True)
 ABLATIONS = {
@@ -221,6 +240,7 @@ ABLATIONS = {
     "batches of 512, rate 0.02": dict(batch_size=512, learning_rate=0.02),
     "float32": dict(precision="float32"),
     "sum weight 3": dict(sum_weight=3.0),
+    **{f"sum taught by the digit, weight {weight}": dict(agreement=weight) for weight in (1.0, 3.0)},
     "sum without parameters": dict(sum_encoding="shift"),
     **{f"{epochs} epochs": dict(epochs=epochs) for epochs in (1, 2, 5, 10, 20, 30)},
 }
@@ -300,6 +320,8 @@ def changed(size, change):
         patches.append(patch.dict(optim.OPTIMIZERS, adamw=change.pop("optimizer_class")))
     if "schedule_function" in change:
         patches.append(patch.object(train, "learning_rate_at", change.pop("schedule_function")))
+    if "agreement" in change:
+        patches.append(patch.multiple(model.TwoHeadNet, **taught_by_digit(change.pop("agreement"))))
     average = change.pop("average", None)
     with contextlib.ExitStack() as stack:
         for each in patches:

@@ -14,7 +14,7 @@ from studies.tables import search_table
 from support import optim
 
 CPU = torch.device("cpu")
-OWN = ("network", "warps", "batches", "optimizer_class", "schedule_function", "average")
+OWN = ("network", "warps", "batches", "optimizer_class", "schedule_function", "average", "agreement")
 REPLACING = {what: change for what, change in search.ABLATIONS.items() if any(name in change for name in OWN)}
 
 
@@ -96,6 +96,25 @@ def test_the_last_quarter_is_averaged_evenly():
             layer.weight.fill_(2.0**step)
         average.update(step)
     assert average.module.weight.item() == (2**6 + 2**7) / 2
+
+
+def test_the_sum_is_taught_the_digits_answer_shifted_and_the_digit_nothing():
+    torch.manual_seed(0)
+    net = model.build_model("tiny")
+    digit_logits, sum_logits = torch.randn(4, 3, 10, requires_grad=True), torch.randn(4, 3, 19, requires_grad=True)
+    digit, addend = torch.tensor([7, 0, 9, 3]), torch.tensor([[5, 0, 9]] * 4)
+    plain = net.sum_loss(sum_logits, digit.unsqueeze(1) + addend)
+    with patch.multiple(model.TwoHeadNet, **search.taught_by_digit(2.0)):
+        net.digit_loss(digit_logits, digit)
+        loss = net.sum_loss(sum_logits, digit.unsqueeze(1) + addend)
+    loss.backward()
+    assert digit_logits.grad is None
+    extra = 0
+    for row in range(4):
+        for k in range(3):
+            low = int(addend[row, k])
+            extra -= (digit_logits[row, k].softmax(-1) * sum_logits[row, k].log_softmax(-1)[low : low + 10]).sum() / 12
+    torch.testing.assert_close(loss, plain + 2 * extra)
 
 
 def test_muon_moves_the_weights_that_it_was_given():
