@@ -1,5 +1,6 @@
 """The tables of the pages, as Markdown, from the logs of the runs and the figures of the benchmark."""
 
+import collections
 import itertools
 import json
 import re
@@ -314,32 +315,25 @@ def figure(value):
 
 
 def index(folder, names):
-    """The table of all records: runs that differ in the seed alone share a line, and so do a design's tries."""
-    pages = {}
-    for group, runs in groups().items():
-        for name in runs:
-            pages.setdefault(without_seed(name), {})[group] = None
-    together, rows = {}, []
+    """The table of all records: those that differ in the seed alone share a line, and so do a design's tries, where
+    commit, date and machine are the same too."""
+    tables_of, runs, rows = {}, collections.Counter(), []
+    for group, members in groups().items():
+        for name in members:
+            tables_of.setdefault(without_seed(name), {})[group] = None
     for name in names:
-        together.setdefault(without_seed(name), []).append(name)
-    for prefix, runs in together.items():
-        made = sorted(facts(folder, runs, r"(?:^date +(\S+)\n)?^commit +(.*)$"))
-        commits = ", ".join(" ".join(filter(None, reversed(pair))) for pair in made)
-        devices = ", ".join(sorted(facts(folder, runs, r"^device +(?:cpu: )?(.*)$")))
-        rows.append([f"`{prefix}`", str(len(runs)), ", ".join(pages[prefix]), commits, devices])
-    path = folder / "benchmark-cpu.json"
-    if path.exists():
+        text = read_text(folder / f"{name}.txt")
+        found = [re.search(rf"^{entry} +(?:cpu: )?(.*)$", text, re.MULTILINE) for entry in ("commit", "date", "device")]
+        runs[(without_seed(name), *("" if entry is None else entry[1] for entry in found))] += 1
+    for (prefix, *made), number in runs.items():
+        used = ", ".join(tables_of[prefix]) if len(tables_of[prefix]) < 3 else "several"
+        rows.append([f"`{prefix}`", str(number), used, *made])
+    for path in sorted(folder.glob("*.json")):
         record = json.loads(read_text(path))
-        rows.append(
-            [
-                f"`{path.name}`",
-                "1",
-                "speed",
-                " ".join(sorted({row["commit"] for row in record["rows"]})),
-                record["device"].removeprefix("cpu: "),
-            ]
-        )
-    return table(["records", "runs", "table", "commit", "machine"], rows)
+        commits = {row["commit"] for row in record["rows"] if "commit" in row} or {record["commit"]}
+        machine = record["device"].removeprefix("cpu: ")
+        rows += [[f"`{path.name}`", "", "", commit, record.get("date", ""), machine] for commit in sorted(commits)]
+    return table(["records", "runs", "table", "commit", "date", "machine"], rows)
 
 
 def without_seed(name):

@@ -46,8 +46,8 @@ def test_the_connections_are_those_of_the_network():
 
 def test_the_command_prints_the_table_of_the_model_asked_for(run):
     status, out, _ = run(model_module)
-    assert status == 0 and out.startswith("base: ") and re.search(r"^total +73,741 +1,969,280$", out, re.MULTILINE)
-    assert max(map(len, out.splitlines())) <= 110 and "0.296 MB" in out
+    assert status == 0 and out.startswith("base: ") and re.search(r"^total +110,733 +3,775,616$", out, re.MULTILINE)
+    assert max(map(len, out.splitlines())) <= 110 and "0.445 MB" in out
     assert re.search(r"^total +9,941 ", run(model_module, "--model", "tiny")[1], re.MULTILINE)
     status, out, err = run(model_module, "--model", "huge")
     assert status == 2 and not out and err.count("\n") == 1 and "choose from tiny" in err
