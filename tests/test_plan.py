@@ -1,0 +1,89 @@
+"""Which runs serve which table, and where the records come from."""
+
+import subprocess
+
+import pytest
+
+import train
+from conftest import ROOT
+from studies import reproduce
+from studies.plan import REPLAY, groups, plan
+from studies.tables import tables
+
+HEADER = """\
+command     python train.py
+date        {date}
+commit      {commit}
+device      cpu: A, 1 thread
+arguments   {arguments}
+
+"""
+
+
+def test_only_takes_the_runs_of_these_tables(run, monkeypatch):
+    assert reproduce.GROUPS == tuple(groups())
+    taken = []
+    monkeypatch.setattr(reproduce, "run_all", lambda runs, *rest: taken.append(set(runs)))
+    monkeypatch.setattr(reproduce, "tables", lambda *arguments: pytest.exit("not in a test"))
+    for only in (["weights"], ["weights", "tries"], []):
+        with pytest.raises(pytest.exit.Exception):
+            run(reproduce, *(["--only", *only] if only else []))
+        wanted = {name for group, runs in groups().items() if group in only or not only for name in runs}
+        assert taken[-1] == wanted == set(plan(only or None))
+    assert {"study-default-s0", "study-digit-weight-0.9-sum-weight-0.1-s2"} <= taken[0] and len(taken[0]) == 15
+    status, _, err = run(reproduce, "--only", "weight")
+    assert status == 2 and "weights" in err
+
+
+def test_the_index_has_a_line_for_each_date_commit_and_machine(tmp_path):
+    commands = {f"base-s{seed}": f"train.py --epochs 1 --seed {seed}" for seed in range(2)}
+    for seed, (name, command) in enumerate(commands.items()):
+        args, _ = train.parse_arguments([*command.split()[1:], "--run-name", name])
+        arguments = " ".join(f"{key}={value}" for key, value in vars(args).items() if key not in train.NOT_STORED)
+        head = HEADER.format(date=f"2026-01-0{seed + 1}", commit=f"abc{seed}", arguments=arguments)
+        (tmp_path / f"{name}.txt").write_text(head)
+        (tmp_path / f"{name}.csv").write_text(
+            "split,seconds,digit_accuracy,sum_accuracy,joint_accuracy\nvalidation,1,1,1,1\ntest,,1,1,1\n"
+        )
+    lines = [line.split("|") for line in tables(tmp_path, commands)["index"].splitlines()[2:]]
+    assert [[cell.strip() for cell in line[1:-1]] for line in lines] == [
+        ["`base`", "1", "results", "abc0", "2026-01-01", "A, 1 thread"],
+        ["`base`", "1", "results", "abc1", "2026-01-02", "A, 1 thread"],
+    ]
+
+
+def test_records_of_another_loop_are_counted_by_commit(tmp_path, monkeypatch):
+    def git(*words):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        return subprocess.run(
+            ["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    def committed(file, content):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(content)
+        git("add", "-A")
+        git("commit", "-m", content)
+        return git("rev-parse", "--short", "HEAD")
+
+    git("init")
+    first, second, last = committed("train.py", "1"), committed("train.py", "2"), committed("studies/replay.py", "3")
+    records = tmp_path / "records"
+    records.mkdir()
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    reproduce.same_code.cache_clear()
+
+    def record(name, commit, command="train.py"):
+        head = HEADER.format(date="", commit=commit, arguments="seed=0")
+        (records / f"{name}.txt").write_text(head.replace("train.py", command))
+
+    record("a", second)
+    record("b", last)
+    record("c", last, REPLAY)
+    assert reproduce.by_older_code(records) is None  # the change of the replays is none of theirs
+    for name, commit in (("d", first), ("e", first), ("f", f"{last}-dirty"), ("g", "unknown")):
+        record(name, commit)
+    record("h", second, REPLAY)
+    said = reproduce.by_older_code(records)
+    counts = f"2 of {first}, 1 of {last}-dirty, 1 of unknown, 1 of {second}"
+    assert said == f"5 of 8 records are of older code of the loop: {counts}"
