@@ -5,7 +5,6 @@ import subprocess
 import pytest
 
 import train
-from conftest import ROOT
 from studies import reproduce
 from studies.plan import REPLAY, groups, plan
 from studies.tables import tables
