@@ -10,7 +10,7 @@ from studies.published import DESIGNS
 from support.checkpoint import ACCURACIES
 from support.files import read_text
 
-OURS = {"base": range(5), "tiny": range(5), "fast": range(10)}  # size: seeds
+OURS = {"base": range(5), "tiny": range(5), "large": range(5), "fast": range(10)}  # size: seeds
 OTHER_SEEDS = range(3)
 PUBLISHED_SEEDS = {"two-branch-lenet": range(5)}  # one of the first three collapses, so its spread needs more
 OUR, REPLAY = "train.py --dataset mnist", "-m studies.replay"

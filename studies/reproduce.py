@@ -105,7 +105,8 @@ def start_run(name, command, folder, extra, environment):
 
 
 def keep(name, process, folder, jobs):
-    """Move the log of a run that ended well to `folder`, with a note where runs shared the machine; delete the rest."""
+    """Move the log of a run that ended well to `folder`, with a note where runs shared the machine, and the best
+    checkpoint to its folder .checkpoints, for the studies of trained networks; delete the rest."""
     work = folder / ".work" / name
     if process.returncode:
         said = read_text(work / "output.txt").strip().splitlines() or [f"exit status {process.returncode}"]
@@ -117,6 +118,10 @@ def keep(name, process, folder, jobs):
         if jobs > 1:
             text = text.replace("\n\n", f"\n{SHARED.format(jobs)}\n\n", 1)  # the header ends in an empty line
         write_atomically(folder / f"{name}.{ending}", text)
+    best = work / "logs" / f"{name}-best.pt"
+    if best.exists():  # not of studies.replay
+        (folder / ".checkpoints").mkdir(exist_ok=True)
+        best.replace(folder / ".checkpoints" / f"{name}.pt")
     shutil.rmtree(work)
 
 

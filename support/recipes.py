@@ -1,7 +1,8 @@
 """Recipes: the defaults of train.py that go with a size of the network. A flag on the command line overrides them."""
 
 RECIPES = {
-    "tiny": dict(learning_rate=0.02, weight_decay=0.05, precision="float32"),  # too small to gain from bfloat16
+    "tiny": dict(learning_rate=0.02, weight_decay=0.05, precision="float32"),
+    "large": dict(augment=1.0),
     "fast": dict(
         epochs=1,
         val_size=0,  # a single epoch leaves nothing to choose
