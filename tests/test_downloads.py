@@ -3,6 +3,7 @@
 import functools
 import gzip
 import http.server
+import io
 import os
 import socket
 import struct
@@ -303,6 +304,20 @@ def test_all_four_files_are_downloaded_and_kept(mirrors, server, tmp_path):
     assert name == "mnist" and is_good(images, digits, 90) and server.asked == ["404", "good"] * 4
     kept = sorted(path.name for path in (tmp_path / "MNIST" / "raw").iterdir())
     assert kept == sorted([*GOOD, *(f"{name}.gz" for name in GOOD)])
+
+
+def test_a_download_shows_how_much_of_the_file_is_there(mirrors, tmp_path, monkeypatch):
+    shown = []
+
+    class Bar(mnist.tqdm):
+        def close(self):
+            shown.append((self.n, self.total))
+            super().close()
+
+    monkeypatch.setattr(mnist, "tqdm", lambda **options: Bar(**options | {"file": io.StringIO(), "disable": False}))
+    mirrors("good")
+    data.load_digits("mnist", tmp_path, train=True)
+    assert set(shown) == {(len(packed), len(packed)) for packed in PACKED.values()}
 
 
 @pytest.mark.parametrize("behaviour", BAD)

@@ -10,7 +10,7 @@ import evaluate
 import train
 from data import Batches, load_digits, split_indices
 from model import build_model
-from support.checkpoint import load_checkpoint
+from support.checkpoint import load_checkpoint, save_checkpoint
 from support.optim import PolynomialAverage, learning_rate_at
 from support.runlog import HEADINGS
 
@@ -158,6 +158,14 @@ def test_a_continued_run_keeps_its_precision_on_another_processor(run, small_fla
     stop_after(None)
     assert run(train, "--resume", "last.pt", "--data-dir", small_flags[-1], "--device", "cpu")[0] == 0
     assert load_checkpoint("last.pt")["args"]["precision"] == "float32"
+
+
+def test_a_checkpoint_that_leaves_the_precision_open_trains_as_the_processor_can(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    state = load_checkpoint(trained / "last.pt")
+    state["args"]["precision"] = "auto"
+    save_checkpoint(tmp_path / "last.pt", state)
+    assert train.parse_arguments(["--resume", str(tmp_path / "last.pt"), "--device", "cpu"])[0].precision == "bfloat16"
 
 
 def test_one_cycle_rises_to_the_peak_and_falls_to_nothing():
