@@ -9,7 +9,7 @@ from pathlib import Path
 
 from support import runlog, sweep
 from support.checkpoint import TRAIN_ACCURACIES, VAL_LOSSES
-from support.cli import UserError, one_line
+from support.cli import UserError, one_line, warn
 from support.files import read_text
 from support.flags import SCHEDULES
 from support.optim import learning_rate_at
@@ -80,6 +80,42 @@ def number(cell, path):
 def group_of(path):
     """The name of a run without its seed, and without the time that names a run by default: base-s3 is of base."""
     return re.sub(r"-s\d+(-\d{8}-\d{6})?$", "", Path(path).stem)
+
+
+def read_files(names):
+    """(groups of runs that share a figure, sweeps, checkpoints) of these files and folders; each file is read once.
+
+    The first is a list of {name: list of runs}, the second of (path, sweep), the third of paths. Files that are named
+    share a figure, runs of a folder have one for each name; what is no run there is skipped with a warning. Raises
+    UserError.
+    """
+    named, groups, sweeps, checkpoints = {}, {}, [], []
+    for name in map(Path, names):
+        found = [name]
+        if name.is_dir():
+            logs = name / "logs" if (name / "logs").is_dir() else name
+            found = [*sorted(logs.glob("*.csv")), *name.glob("best.pt")]
+            if not found:
+                raise UserError(f"{name} holds no CSV file of a run and no best.pt")
+        for path in found:
+            if path.suffix == ".pt":
+                checkpoints.append(path)
+                continue
+            if path.suffix != ".csv":
+                raise UserError(f"{path} is neither a folder nor a .csv or .pt file")
+            try:
+                table = read(path)
+            except UserError as error:
+                if path is name:
+                    raise
+                warn(f"skipped: {error}")
+                continue
+            if isinstance(table, Sweep):
+                sweeps.append((path, table))
+            else:
+                figure = named if path is name else groups.setdefault((path.parent, group_of(path)), {})
+                figure.setdefault(group_of(path), []).append(table)
+    return [figure for figure in (named, *groups.values()) if figure], sweeps, checkpoints
 
 
 def curve(runs, column):

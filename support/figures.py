@@ -97,6 +97,15 @@ def log_axis(axes, bands, accuracy=False):
     return low
 
 
+def show_image(panel, image, theme, frame, dashed=False):
+    """An image of a digit without axes, in a frame of this colour."""
+    panel.imshow(image[0].numpy(), cmap="gray_r" if theme == "light" else "gray", vmin=0, vmax=255)
+    panel.set(xticks=[], yticks=[])
+    panel.spines[:].set(
+        visible=True, color=frame, linewidth=2.5, linestyle=(0, (2, 2)) if dashed else "solid", capstyle="butt"
+    )
+
+
 def heat_map(axes, values, theme, label, high, text=None):
     """Draw `values` (rows of floats, nan for none) as coloured cells with `text` in them, a colour bar at the side."""
     colours = matplotlib.colormaps[SEQUENTIAL[theme]].with_extremes(bad=GROUNDS[theme][2])
