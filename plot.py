@@ -108,19 +108,14 @@ def draw_errors(answered, theme):
     digit = answered.digit.mean(dim=1)
     confidence, read = digit.max(dim=1)
     wrong = (read != answered.digits).nonzero().flatten()
-    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][:30]
-    figure, axes = figures.new_figure(9.6, 5, 6)
-    orange = figures.COLOURS[theme][2]
-    for panel, n in zip(axes, worst.tolist(), strict=False):
-        figures.show_image(panel, answered.images[n], theme, orange)
-        panel.set_title(f"{answered.digits[n]} read as {read[n]}", loc="center")
-        panel.set_xlabel(f"{100 * confidence[n]:.1f} % sure, no. {n}")
-    for panel in axes[len(worst) :]:
-        panel.set_axis_off()
+    worst = wrong[confidence[wrong].argsort(descending=True, stable=True)][: figures.SHEET]
+    entries = [
+        (answered.images[n], f"{answered.digits[n]} read as {read[n]}", f"{100 * confidence[n]:.1f} % sure, no. {n}")
+        for n in worst.tolist()
+    ]
     shown = f"the {len(worst)} most confident of {len(wrong)}" if len(wrong) > len(worst) else f"all {len(wrong)}"
-    figure.suptitle(f"misread digits of {answered.name}, {shown} among {len(answered.digits):,d} {answered.dataset} "
-                    "test images\nprobability of the digit read, mean over the ten addends")  # fmt: skip
-    return figure
+    title = f"misread digits of {answered.name}, {shown} among {len(answered.digits):,d} {answered.dataset} test images"
+    return figures.contact_sheet(entries, theme, f"{title}\nprobability of the digit read, mean over the ten addends")
 
 
 def draw_confusion(answered, theme):

@@ -20,6 +20,7 @@ except ImportError:
     matplotlib = None
 
 WIDTH = 9.0  # inches
+SHEET = 30  # images on a contact sheet
 MARKERS = "osD^vPX*"
 COLOURS = {  # the first is black on white and white on black
     "light": ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D1F"),
@@ -104,6 +105,19 @@ def show_image(panel, image, theme, frame, dashed=False):
     panel.spines[:].set(
         visible=True, color=frame, linewidth=2.5, linestyle=(0, (2, 2)) if dashed else "solid", capstyle="butt"
     )
+
+
+def contact_sheet(entries, theme, title):
+    """A figure of at most SHEET images: (image [1, 28, 28] uint8, heading, caption, optionally whether dashed) each."""
+    figure, axes = new_figure(9.6, 5, 6)
+    for panel, (image, heading, caption, *dashed) in zip(axes, entries, strict=False):
+        show_image(panel, image, theme, COLOURS[theme][2], *dashed)
+        panel.set_title(heading, loc="center")
+        panel.set_xlabel(caption)
+    for panel in axes[len(entries) :]:
+        panel.set_axis_off()
+    figure.suptitle(title)
+    return figure
 
 
 def heat_map(axes, values, theme, label, high, text=None):
