@@ -2,15 +2,16 @@
 
     python -m studies.figures
 
-Each rebuilt design beside its published log goes to studies/DESIGN.svg, those
-of plot.py go to docs/figures/, and those that a page shows are drawn for dark
-pages too.
+Each rebuilt design beside its published log goes to studies/DESIGN.svg, the
+misread images to studies/errors.svg, those of plot.py go to docs/figures/, and
+those that a page shows are drawn for dark pages too.
 
 The published log is a line with dots, where there is one; the seeds of ours are thin lines in a band from the lowest to
 the highest.
 """
 
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -30,8 +31,10 @@ if __name__ == "__main__":
 
 import plot
 import support.figures
+from data import load_digits
+from studies.errors import draw_misread
 from studies.likeness import published_figures, read_replay
-from support.files import write_atomically
+from support.files import read_text, write_atomically
 
 RECORDS = ROOT / "logs" / "records"
 SHOWN = ("curves-base-tiny", *(f"tiny-{name}" for name in ("samples", "errors", "addition", "architecture")))
@@ -115,6 +118,12 @@ def main(argv=None):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, draw(design, runs))
             print(path)
+    record = RECORDS / "errors.json"
+    if record.exists():
+        images = load_digits("mnist", ROOT / "data", train=False)[0]
+        with support.figures.style("light"):
+            figure = draw_misread(json.loads(read_text(record)), images, "light")
+            print(*support.figures.save(figure, Path(args.out) / "studies" / "errors", ["svg"]))
     runs = [str(path) for size in ("base", "tiny") for path in sorted(RECORDS.glob(f"{size}-s*.csv"))]
     place = ["--out", str(Path(args.out) / "docs" / "figures"), "--format", "svg", "--data-dir", str(ROOT / "data")]
     words = [str(ROOT / "logs" / "tiny.pt"), *runs, *place]

@@ -1,0 +1,386 @@
+"""What trained networks misread, and how far their probabilities can be trusted.
+
+    python -m studies.errors --ckpt logs/tiny.pt
+    python -m studies.errors --ckpt a.pt b.pt c.pt --ensemble --json errors.json
+    python -m studies.errors --ckpt best.pt --figure errors.svg
+
+An image counts as misread where the digit with the highest probability, a mean
+over the ten addends, is not its label. The temperature of each head divides
+the logarithm of its probabilities. It is fitted on the images that the run
+held out (--val-size) by minimising the cross-entropy, and applied to the test
+set (C. Guo et al., arXiv 1706.04599, section 4.2).
+"""
+
+import json
+import sys
+import textwrap
+from collections import Counter
+from pathlib import Path
+
+from support import cli
+
+
+def make_parser():
+    parser = cli.Parser(__doc__, " [FILE ...]")
+    add = parser.add_argument
+    add("files", nargs="*", metavar="FILE", help="the same as --ckpt")
+    add("--ckpt", nargs="+", metavar="FILE", help="checkpoints, each looked at (default: best.pt)")
+    add("--ensemble", action="store_true", help="and the mean of their probabilities")
+    add("--data-dir", default="data", metavar="FOLDER", help="where the data sets are")
+    add("--device", choices=cli.DEVICES, default="auto", help="auto: CUDA, else MPS, else the CPU")
+    add("--json", metavar="FILE", help="write everything, each misread image too")
+    add("--figure", metavar="FILE", help="draw the images that most checkpoints misread, .svg or .png")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.begin_script(make_parser)  # answers --help and a mistyped flag before PyTorch is imported, which takes seconds
+
+import torch
+
+from data import ADDENDS, load_digits, split_indices
+from evaluate import answers, load_model, mean_probabilities, pair_outputs, score
+from studies.tables import table
+from support import figures
+from support.calibration import BINS, calibration
+from support.checkpoint import ACCURACIES, check, whole
+from support.device import choose_device, count
+from support.files import write_atomically
+from support.runlog import environment
+
+# Indices in MNIST's test set: of five people asked, fewer than three chose the label (C. Northcutt et al., arXiv
+# 2103.14749; the votes are in mturk/mnist_mturk.json of github.com/cleanlab/label-errors).
+JUDGED_WRONG = (947, 1621, 1901, 2130, 2462, 2597, 2654, 3520, 3558, 5937, 6651, 6783, 8527, 9679, 9729)
+HEADS = ("digit", "sum")
+VAL_SIZE = 5000  # training images that stand in for held-out ones where a run held out none
+TEMPERATURES = (0.05, 20.0)  # where one is looked for
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Calibration
+
+
+def log_probabilities(models, outputs):
+    """Logarithms (digit [N, 10, 10], sum [N, 10, 19]) float64 of the mean probabilities of the networks' outputs."""
+    pairs = mean_probabilities(models, outputs)
+    return [part.clamp_min(torch.finfo(part.dtype).tiny).double().log() for part in pairs]
+
+
+def targets(digits):
+    """The right (digits, sums) of all pairs of these images, both [N, 10] int64."""
+    sums = digits.unsqueeze(1) + torch.arange(ADDENDS)
+    return digits.unsqueeze(1).expand_as(sums), sums
+
+
+def fit_temperature(log_p, target):
+    """The temperature T in TEMPERATURES at which softmax(log_p / T) has the least mean cross-entropy.
+
+    log_p [..., classes] float64, target [...] int64. The cross-entropy is convex in 1 / T, so its slope is bisected.
+    """
+    low, high = (1 / temperature for temperature in reversed(TEMPERATURES))
+    right = log_p.gather(-1, target.unsqueeze(-1)).mean()
+    for _ in range(40):
+        middle = (low * high) ** 0.5
+        expected = ((middle * log_p).softmax(-1) * log_p).sum(-1).mean()
+        low, high = (middle, high) if expected <= right else (low, middle)
+    return 1 / (low * high) ** 0.5
+
+
+def reliability(log_p, target):
+    """{"ece", "loss"} of logarithms of probabilities: expected calibration error, a fraction; cross-entropy in nats."""
+    confidence, answer = log_p.max(-1)
+    error = calibration(confidence.exp().flatten(), (answer == target).flatten())[3]
+    return {"ece": error, "loss": -log_p.gather(-1, target.unsqueeze(-1)).mean().item()}
+
+
+def calibrate(fitted_on, fitted_target, log_p, target):
+    """The temperature of a head, fitted on the first two arguments, and its `reliability` on the other two without it
+    ("before") and with it ("after")."""
+    temperature = fit_temperature(fitted_on, fitted_target)
+    after = reliability((log_p / temperature).log_softmax(-1), target)
+    return {"temperature": temperature, "before": reliability(log_p, target), "after": after}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Errors
+
+
+def misread(models, outputs, digits):
+    """The misread images, as dicts: index, label, answer, its probability, and how many of the ten pairs are wrong."""
+    probabilities = mean_probabilities(models, outputs)[0].mean(dim=1)
+    confidence, answer = probabilities.max(dim=1)
+    wrong_pairs = joint_wrong(*answers(models, outputs), digits).sum(dim=1)
+    return [
+        {
+            "index": n,
+            "label": int(digits[n]),
+            "answer": int(answer[n]),
+            "confidence": confidence[n].item(),
+            "wrong_pairs": int(wrong_pairs[n]),
+        }
+        for n in (answer != digits).nonzero().flatten().tolist()
+    ]
+
+
+def joint_wrong(digit_answers, sum_answers, digits):
+    """Whether one of the two answers of a pair is wrong, [N, 10] bool."""
+    right_digits, right_sums = targets(digits)
+    return (digit_answers != right_digits) | (sum_answers != right_sums)
+
+
+def agreement(digit_answers, sum_answers, digits):
+    """How many pairs the heads agree on (sum = digit + addend), rightly or in the "same error"; and those they do not.
+
+    "digit only" and "sum only" are right in one head; in "two errors" both are wrong, and the sum is not that of the
+    digit that was read.
+    """
+    right_digits, right_sums = targets(digits)
+    digit_right, sum_right = digit_answers == right_digits, sum_answers == right_sums
+    same = sum_answers == digit_answers + torch.arange(ADDENDS)
+    kinds = {
+        "agree": same,
+        "both right": digit_right & sum_right,
+        "same error": same & ~digit_right,
+        "digit only": digit_right & ~sum_right,
+        "sum only": sum_right & ~digit_right,
+        "two errors": ~(same | digit_right | sum_right),
+    }
+    return {kind: int(pairs.sum()) for kind, pairs in kinds.items()}
+
+
+def accuracies(digit_answers, sum_answers, digits):
+    """The three accuracies of `evaluate.score`."""
+    scores = score(digit_answers, sum_answers, digits)
+    return {name: scores[name] for name in ACCURACIES}
+
+
+def look_at(models, fitting, testing, judged):
+    """Everything about a network, or several as an ensemble, as plain values.
+
+    fitting and testing are (list of `pair_outputs`, digits [N]) of the images for the temperatures and of the test
+    images. judged: indices of the test images that the second accuracies leave out; without any, those are None.
+    """
+    outputs, digits = testing
+    fitted_on = zip(log_probabilities(models, fitting[0]), targets(fitting[1]), strict=True)
+    tested_on = zip(log_probabilities(models, outputs), targets(digits), strict=True)
+    heads = zip(HEADS, fitted_on, tested_on, strict=True)
+    said = answers(models, outputs)
+    kept = torch.ones(len(digits), dtype=torch.bool)
+    kept[list(judged)] = False
+    return {
+        "calibration": {head: calibrate(*fitted, *tested) for head, fitted, tested in heads},
+        "scores": accuracies(*said, digits),
+        "scores_without": accuracies(*(values[kept] for values in (*said, digits))) if judged else None,
+        "agreement": agreement(*said, digits),
+        "misread": misread(models, outputs, digits),
+    }
+
+
+def look_at_all(loaded, ensemble, training, test, judged, device):
+    """The list of the networks, and with `ensemble` of all of them as one, for the record; see `load_all`.
+
+    training and test are (images, digits); for judged see `look_at`.
+    """
+    # Runs that hold out fewer images hold out the first of those that the others do.
+    held = split_indices(len(training[0]), max(size or VAL_SIZE for *_, size in loaded))[1]
+    models = [model.to(device, memory_format=torch.channels_last) for _, model, _ in loaded]
+    held_outputs = [pair_outputs(model, training[0][held], device=device) for model in models]
+    outputs = [pair_outputs(model, test[0], device=device) for model in models]
+
+    groups = [(name, [number]) for number, (name, *_) in enumerate(loaded)]
+    if ensemble:
+        groups.append((f"all {len(loaded)}", list(range(len(loaded)))))
+    networks = []
+    for name, members in groups:
+        sizes = [loaded[number][2] for number in members]
+        first = held[: min(size or VAL_SIZE for size in sizes)]
+        fitting = [[part[: len(first)] for part in held_outputs[number]] for number in members], training[1][first]
+        testing = [outputs[number] for number in members], test[1]
+        row = {"name": name, "ensemble": len(members) > 1, "fitted_on": len(first), "seen": 0 in sizes}
+        networks.append(row | look_at([models[number] for number in members], fitting, testing, judged))
+    return networks
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables and figure, from the record that --json writes
+
+
+def errors_tables(record):
+    """{name: Markdown} of the record; "errors-images" has every misread image, "errors-common" those of all."""
+    networks = record["networks"]
+    by_index = misread_by(networks)
+    alone = [row["name"] for row in networks if not row["ensemble"]]
+    common = [n for n, rows in by_index.items() if set(alone) <= rows.keys()]
+    machine = "{device}; {versions}; commit {commit}; {data set}.".format(**record)
+    return {
+        "errors-machine": textwrap.fill(machine, 118),
+        "errors-calibration": calibration_table(networks),
+        "errors-scores": scores_table(networks, record["judged_wrong"]),
+        "errors-agreement": table(
+            ["network", *networks[0]["agreement"]],
+            [[row["name"], *(f"{pairs:,d}" for pairs in row["agreement"].values())] for row in networks],
+        ),
+        "errors-images": images_table(networks, by_index, record["judged_wrong"]),
+        "errors-common": common_list({n: by_index[n] for n in common}, len(alone), record["judged_wrong"]),
+    }
+
+
+def misread_by(networks):
+    """{index in the test set: {name of a network that misreads the image: how}} of these entries of a record."""
+    found = {}
+    for network in networks:
+        for image in network["misread"]:
+            found.setdefault(image["index"], {})[network["name"]] = image
+    return dict(sorted(found.items()))
+
+
+def calibration_table(networks):
+    """The table of each head's temperature and expected calibration error (ECE), before and after scaling by it."""
+    rows = []
+    for network in networks:
+        cells = [network["name"], f"{network['fitted_on']:,d} {'seen in training' if network['seen'] else 'held out'}"]
+        for entry in network["calibration"].values():
+            errors = (f"{100 * entry[when]['ece']:.2f}" for when in ("before", "after"))
+            cells += [f"{entry['temperature']:.3f}", *errors]
+        rows.append(cells)
+    headings = [heading for head in HEADS for heading in (f"T, {head}", "ECE %", "scaled")]
+    return table(["network", "fitted on", *headings], rows)
+
+
+def scores_table(networks, judged):
+    """The table of misread images and accuracies, with all images and without those judged wrong."""
+    rows = []
+    for network in networks:
+        indices = [image["index"] for image in network["misread"]]
+        among = str(len(set(indices) & set(judged))) if judged else "–"
+        cells, without = [], network["scores_without"]
+        for name in ACCURACIES:
+            cells += [f"{100 * network['scores'][name]:.3f}", f"{100 * without[name]:.3f}" if without else "–"]
+        rows.append([network["name"], str(len(indices)), among, *cells])
+    headings = [heading for head in ("digit", "sum", "joint") for heading in (f"{head} %", "without")]
+    return table(["network", "misread", "judged wrong", *headings], rows)
+
+
+def images_table(networks, by_index, judged):
+    """A row for each misread image: its label, and the answer of each network that misread it."""
+    rows = []
+    for n, misreadings in by_index.items():
+        images = [misreadings.get(network["name"]) for network in networks]
+        said = [f"{image['answer']} ({100 * image['confidence']:.0f} %)" if image else "" for image in images]
+        rows.append([f"{n}{mark(n, judged)}", str(label_of(misreadings)), *said])
+    return table(["no.", "label", *(network["name"] for network in networks)], rows)
+
+
+def common_list(by_index, networks, judged):
+    """The images that all networks misread as wrapped text: index, label, answers."""
+    words = []
+    for n, misreadings in by_index.items():
+        said = sorted({image["answer"] for image in misreadings.values()})
+        words.append(f"{n}{mark(n, judged)} ({label_of(misreadings)} read as {' or '.join(map(str, said))})")
+    who = "The network misreads" if networks == 1 else f"All {networks} networks misread"
+    return textwrap.fill(f"{who} {count(len(words), 'image')}{': ' if words else ''}{', '.join(words)}.", 118)
+
+
+def label_of(misreadings):
+    """The label of an image, from how networks misread it."""
+    return next(iter(misreadings.values()))["label"]
+
+
+def mark(index, judged):
+    """What is behind an image's index: a star where people judged its label wrong."""
+    return "*" if index in judged else ""
+
+
+def draw_misread(record, images, theme):
+    """The images that most checkpoints misread, the surest answers first among as many; dashed where judged wrong.
+
+    images: those of the test set, [N, 1, 28, 28] uint8. The ensemble is not counted.
+    """
+    networks = [network for network in record["networks"] if not network["ensemble"]]
+    by_index = misread_by(networks)
+
+    def confidence(n):
+        return max(image["confidence"] for image in by_index[n].values())
+
+    order = sorted(by_index, key=lambda n: (-len(by_index[n]), -confidence(n)))
+    entries = []
+    for n in order[: figures.SHEET]:
+        misreadings = by_index[n]
+        answer = Counter(image["answer"] for image in misreadings.values()).most_common(1)[0][0]
+        how = f"{len(misreadings)} of {len(networks)}" if len(networks) > 1 else f"{100 * confidence(n):.1f} % sure"
+        judged = n in record["judged_wrong"]
+        heading = f"{label_of(misreadings)} read as {answer}{' *' if judged else ''}"
+        entries.append((images[n], heading, f"{how}, no. {n}", judged))
+    shown = f"{len(entries)} of {count(len(order), 'image')}"
+    title = f"{shown} misread by {networks[0]['name']}, the surest answers first"
+    if len(networks) > 1:
+        title = f"{shown} misread by any of {len(networks)} networks, those that most of them misread first"
+    if record["judged_wrong"]:
+        title += "\n* and dashed: people judged the label wrong"
+    return figures.contact_sheet(entries, theme, title)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def check_outputs(args, paths):
+    """Raise UserError where --json or --figure cannot be written; said before the work."""
+    if args.figure:
+        figures.require_matplotlib()
+        if Path(args.figure).suffix not in (".svg", ".png"):
+            raise cli.UserError(f"--figure {args.figure}: its name must end in .svg or .png")
+    for flag, name in (("--json", args.json), ("--figure", args.figure)):
+        if name and Path(name).resolve() in [Path(path).resolve() for path in paths]:
+            raise cli.UserError(f"{flag} {name} would overwrite a checkpoint")
+        if name and not Path(name).parent.is_dir():
+            raise cli.UserError(f"{flag} {name}: there is no folder {Path(name).parent}")
+
+
+def load_all(paths):
+    """([(name, network, images held out)], data set) of these checkpoints; 0 held out: it was trained on all.
+
+    Raises UserError for checkpoints of the same name or of several data sets, besides what `load_model` raises.
+    """
+    loaded, datasets = [], set()
+    for path in paths:
+        model, state = load_model(path)
+        name, size = Path(path).stem.removesuffix("-best"), state["args"].get("val_size")
+        check(whole(size, 0), path, "args")
+        if name in [other for other, *_ in loaded]:
+            raise cli.UserError(f"two checkpoints have the name {name}; the tables tell them apart by it: rename one")
+        if size == 0:
+            cli.warn(f"{path} was trained with --val-size 0: its temperatures are fitted on images that it has seen")
+        loaded.append((name, model, size))
+        datasets.add(state["dataset"])
+    if len(datasets) > 1:
+        raise cli.UserError(f"the checkpoints were trained on {' and '.join(sorted(datasets))}; give those of one")
+    return loaded, datasets.pop()
+
+
+def main(argv=None):
+    args = make_parser().parse_args(argv)
+    paths = [*args.files, *(args.ckpt or [])] or ["best.pt"]
+    if args.ensemble and len(paths) == 1:
+        raise cli.UserError("--ensemble needs two checkpoints or more")
+    check_outputs(args, paths)
+
+    device = choose_device(args.device)
+    loaded, dataset = load_all(paths)
+    training, test = (load_digits(dataset, args.data_dir, train=part)[:2] for part in (True, False))
+    judged = JUDGED_WRONG if dataset == "mnist" else ()
+    networks = look_at_all(loaded, args.ensemble, training, test, judged, device)
+    record = environment(device) | {"data set": f"{dataset} test: {len(test[1]):,d} images, {BINS} bins"}
+    record |= {"judged_wrong": list(judged), "networks": networks}
+
+    print("\n\n".join(errors_tables(record).values()))
+    if args.json:
+        write_atomically(args.json, json.dumps(record, indent=1) + "\n")
+    if args.figure:
+        with figures.style("light"):
+            path = Path(args.figure)
+            figures.save(draw_misread(record, test[0], "light"), path.with_suffix(""), [path.suffix[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_script(main))
