@@ -19,9 +19,9 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
+from support import corruptions
 from support.flags import DATASETS
 from support.mnist import DataError, MissingDataError, load_mnist
 from support.synthetic import load_synthetic
@@ -43,9 +43,9 @@ class RandomAddendDataset(torch.utils.data.Dataset):
     Call `set_epoch` before each epoch, as for a `DistributedSampler`; without it every epoch has the same addends.
     """
 
-    def __init__(self, images, digits, seed=0, addends_per_image=1, augment=0.0):
-        self.images, self.digits, self.seed, self.augment = images, digits, seed, augment
-        self.addends_per_image = addends_per_image
+    def __init__(self, images, digits, seed=0, addends_per_image=1, augment=0.0, corrupted=0.0):
+        self.images, self.digits, self.seed = images, digits, seed
+        self.addends_per_image, self.augment, self.corrupted = addends_per_image, augment, corrupted
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
         self.drawn = None  # the epoch of the tables below
 
@@ -61,10 +61,11 @@ class RandomAddendDataset(torch.utils.data.Dataset):
         if epoch != self.drawn:
             addends = draw_addends(len(self.images), self.addends_per_image, self.seed, epoch)
             self.addends = addends.squeeze(1) if self.addends_per_image == 1 else addends
-            self.warps = draw_warps(len(self.images), self.augment, self.seed, epoch) if self.augment else None
+            self.changes = draw_changes(len(self.images), self.augment, self.corrupted, self.seed, epoch)
             self.drawn = epoch
-        warp = None if self.warps is None else self.warps[index].unsqueeze(0)
-        image = prepare(self.images[index].unsqueeze(0), warp)[0]
+        tables, noise = self.changes
+        image, *change = (table[index].unsqueeze(0) for table in (self.images, *tables))
+        image = prepare(image, *change, noise=noise)[0]
         addend, digit = self.addends[index], self.digits[index]
         return image, addend, digit, digit + addend
 
@@ -90,15 +91,17 @@ class Batches:
         rank=0,
         world_size=1,
         resident=None,
+        corrupted=0.0,
     ):
         self.device = torch.device(device)
-        row = images[0].nbytes + 8 * addends_per_image + 8 + (24 if augment else 0)  # bytes, with digit and warp
+        row = images[0].nbytes + 8 * addends_per_image + 8  # bytes, with the digit
+        row += (24 if augment or corrupted else 0) + (4 * len(corruptions.EFFECTS) if corrupted else 0)
         rows = len(images) + 2 * min(len(images), BLOCK * batch_size)  # `gather` holds a block while it makes the next
         self.resident = fits(rows * row, self.device) if resident is None else resident
         self.home = self.device if self.resident else torch.device("cpu")
         self.images, self.digits = images.to(self.home), digits.to(self.home)
         self.batch_size, self.seed = batch_size, seed
-        self.addends_per_image, self.augment = addends_per_image, augment
+        self.addends_per_image, self.augment, self.corrupted = addends_per_image, augment, corrupted
         self.rank, self.world_size = rank, world_size
         # A GPU should not wait for the draws of the next epoch; on the CPU they would take the cores of the training.
         self.drawer = None if self.device.type == "cpu" else concurrent.futures.ThreadPoolExecutor(1)
@@ -126,14 +129,16 @@ class Batches:
 
         image [B, 1, 28, 28] float32, addend and sum_target [B] int64, or [B, K] where K > 1, digit [B] int64.
         """
-        order, addends, warps = (None if table is None else table.to(self.home) for table in self.draws(epoch))
-        tables = [self.images, addends, self.digits] + ([] if warps is None else [warps])
-        parts = self.gather(tables, order)
-        for image, addend, digit, *warp in parts if self.resident else prefetch(parts, self.device):
-            yield prepare(image, *warp), addend, digit, (digit if addend.dim() == 1 else digit.unsqueeze(1)) + addend
+        order, addends, changes, noise = self.draws(epoch)
+        noise = None if noise is None else noise.to(self.device)
+        tables = [self.images, self.digits, *(table.to(self.home) for table in (addends, *changes))]
+        parts = self.gather(tables, order.to(self.home))
+        for image, digit, addend, *change in parts if self.resident else prefetch(parts, self.device):
+            sum_target = (digit if addend.dim() == 1 else digit.unsqueeze(1)) + addend
+            yield prepare(image, *change, noise=noise), addend, digit, sum_target
 
     def draws(self, epoch):
-        """The epoch's (order, addends, warps), in host memory; warps is None without augmentation."""
+        """The epoch's (order, addends, tables, noise), in host memory; the last two are those of `draw_changes`."""
         if self.drawer is None:
             return self.draw(epoch)
         self.drawn = {e: self.drawn.get(e) or self.drawer.submit(self.draw, e) for e in (epoch, epoch + 1)}
@@ -142,8 +147,8 @@ class Batches:
     def draw(self, epoch):
         """Draw what `draws` returns."""
         addends = self.draw_addends(epoch)
-        warps = draw_warps(len(self.images), self.augment, self.seed, epoch) if self.augment else None
-        return self.draw_order(epoch), addends.squeeze(1) if self.addends_per_image == 1 else addends, warps
+        changes = draw_changes(len(self.images), self.augment, self.corrupted, self.seed, epoch)
+        return self.draw_order(epoch), addends.squeeze(1) if self.addends_per_image == 1 else addends, *changes
 
     def draw_order(self, epoch):
         """Indices of the images in the epoch's order, [N] int64."""
@@ -197,12 +202,23 @@ def draw_warps(count, strength, seed, epoch):
     """
     uniform = torch.rand(count, 6, generator=generator_for("warps", seed, epoch)).mul_(2).sub_(1).mul_(strength)
     angle, shear, width, height, right, down = uniform.unbind(1)
-    cos, sin = torch.cos(angle * 0.1745), torch.sin(angle * 0.1745)
-    width, height, shear = 1 + 0.1 * width, 1 + 0.1 * height, 0.1 * shear
     shift = 2 * 2 / 28  # affine_grid counts an image as 2 units wide
-    top = torch.stack([cos * width, (shear * cos - sin) * height, right * shift], 1)
-    bottom = torch.stack([sin * width, (shear * sin + cos) * height, down * shift], 1)
-    return torch.stack([top, bottom], 1)
+    return corruptions.affine_maps(
+        angle * 0.1745, 0.1 * shear, 1 + 0.1 * width, 1 + 0.1 * height, right * shift, down * shift
+    )
+
+
+def draw_changes(count, augment, corrupted, seed, epoch):
+    """How the epoch changes its images: (tables, noise), which `prepare` takes after the images.
+
+    tables: none, [warps] or [warps, effects], each [count, ...]; noise is None without effects. `augment` is the
+    strength of the warps, `corrupted` the share of the images that get one of the `support.corruptions` on top.
+    """
+    warps = draw_warps(count, augment, seed, epoch) if augment else None
+    if not corrupted:
+        return [] if warps is None else [warps], None
+    maps, effects, noise = corruptions.draw_mix(count, corrupted, generator_for("corruptions", seed, epoch))
+    return [maps if warps is None else corruptions.compose(warps, maps), effects], noise
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -258,14 +274,16 @@ def split_indices(count, val_size):
     return order[val_size:], order[:val_size]
 
 
-def prepare(images, warps=None):
+def prepare(images, warps=None, effects=None, noise=None):
     """Images as the network takes them: uint8 [B, 1, 28, 28] in, normalised float32 [B, 1, 28, 28] out.
 
-    `warps` [B, 2, 3] are applied first, with bilinear interpolation and black outside.
+    `warps` [B, 2, 3] are applied first, with bilinear interpolation and black outside, then corruptions: `effects` and
+    `noise` as `support.corruptions.apply` takes them.
     """
     if warps is not None:
-        grid = F.affine_grid(warps, images.shape, align_corners=False)
-        images = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        images = corruptions.move(images, warps)
+    if effects is not None:
+        images = corruptions.apply(images, effects, noise)
     images = images.sub(255 * MEAN).div_(255 * STD)  # float32 from uint8 on the way
     return images.contiguous(memory_format=torch.channels_last)
 

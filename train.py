@@ -49,6 +49,7 @@ def make_parser():
     add("--val-size", type=integer(0), default=5000, metavar="N", help="images held out to choose best.pt; 0: none")
     add("--addends-per-image", type=integer(1, 10), default=10, metavar="K", help="different addends in one step")
     add("--augment", type=real(0, 5), default=0.5, help="strength of random shift, rotation, scale and shear")
+    add("--augment-corruptions", type=real(0, 1), default=0.0, metavar="SHARE", help="of the images to corrupt as well")
 
     add = parser.add_argument_group("network").add_argument
     add("--model", default="base", metavar="NAME", help=f"{', '.join(flags.SIZES)}, or another of model.find_model")
@@ -184,7 +185,7 @@ def train(args, state, device, files, command):
     scored = averaged.module if averaged else model  # the weights that are validated, kept and tested
     batches = model.Batches(
         images[training], digits[training], args.batch_size, args.seed, args.addends_per_image, args.augment, device,
-        processes.rank(), processes.world_size(),
+        processes.rank(), processes.world_size(), corrupted=args.augment_corruptions,
     )  # fmt: skip
     refuse_single_images(model, batches)
     if state is not None:

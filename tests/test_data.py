@@ -42,15 +42,15 @@ def test_addends_depend_on_seed_and_epoch_alone():
     assert not torch.equal(first, data.draw_addends(1000, 1, seed=1, epoch=0))
 
 
-@pytest.mark.parametrize("augment", [0.0, 1.0])
+@pytest.mark.parametrize(("augment", "corrupted"), [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 0.5)])
 @pytest.mark.parametrize("addends_per_image", [1, 3])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_and_data_loader_give_the_same_examples(small, addends_per_image, augment, workers):
-    dataset = data.RandomAddendDataset(*small, 7, addends_per_image, augment)
+def test_batches_and_data_loader_give_the_same_examples(small, addends_per_image, augment, corrupted, workers):
+    dataset = data.RandomAddendDataset(*small, 7, addends_per_image, augment, corrupted)
     dataset.set_epoch(3)
     order = data.draw_order(len(dataset), 7, 3).tolist()
     loader = torch.utils.data.DataLoader(dataset, batch_size=64, sampler=order, num_workers=workers)
-    batches = data.Batches(*small, 64, 7, addends_per_image, augment)
+    batches = data.Batches(*small, 64, 7, addends_per_image, augment, corrupted=corrupted)
     assert len(batches) == len(loader)
     for ours, theirs in zip(batches.epoch(3), loader, strict=True):
         torch.testing.assert_close(ours[0], theirs[0])  # the image, to rounding
@@ -72,12 +72,39 @@ def test_set_epoch_reaches_persistent_workers(small, workers):
 
 def test_the_next_epoch_is_drawn_while_a_device_computes(small):
     """The device is the CPU here, told to draw ahead as for a GPU."""
-    plain, ahead = data.Batches(*small, 64, 3, 2, 0.5), data.Batches(*small, 64, 3, 2, 0.5)
+    plain, ahead = (data.Batches(*small, 64, 3, 2, 0.5, corrupted=0.5) for _ in range(2))
     ahead.drawer = concurrent.futures.ThreadPoolExecutor(1)
     for epoch in (0, 1, 2, 7):  # 7 was not drawn ahead
         for ours, other in zip(ahead.epoch(epoch), plain.epoch(epoch), strict=True):
             assert all(torch.equal(mine, theirs) for mine, theirs in zip(ours, other, strict=True))
             assert list(ahead.drawn) == [epoch, epoch + 1]
+
+
+def test_corruptions_depend_on_seed_epoch_and_image_alone(small):
+    """Neither on the batch size nor on the number of processes."""
+
+    def images(batch_size=64, seed=7, epoch=3, world_size=1):
+        found = torch.empty(700, 1, 28, 28)
+        for rank in range(world_size):
+            batches = data.Batches(
+                small[0], torch.arange(700), batch_size, seed, 1, 0.5, "cpu", rank, world_size, corrupted=0.5
+            )
+            for image, _, index, _ in batches.epoch(epoch):
+                found[index] = image
+        return found
+
+    first = images()
+    for other in (images(batch_size=700), images(world_size=2)):
+        torch.testing.assert_close(first, other, atol=1e-4, rtol=0)
+    assert not torch.allclose(first, images(seed=8)) and not torch.allclose(first, images(epoch=4))
+
+
+def test_the_share_of_the_images_is_corrupted_and_the_others_are_as_without(small):
+    plain, corrupted = (data.RandomAddendDataset(*small, 1, augment=0.5, corrupted=share) for share in (0.0, 0.3))
+    changed = torch.tensor([not torch.allclose(plain[n][0], corrupted[n][0], atol=1e-3) for n in range(700)])
+    kinds = data.draw_changes(700, 0.5, 0.3, 1, 0)
+    assert abs(changed.double().mean() - 0.3) < 0.07 and len(kinds[0]) == 2  # four standard deviations
+    assert len(data.draw_changes(700, 0.5, 0.0, 1, 0)[0]) == 1 and data.draw_changes(700, 0.0, 0.0, 1, 0) == ([], None)
 
 
 def test_an_epoch_shows_every_image_once_the_last_batch_included(small):
@@ -156,7 +183,7 @@ def test_mnist_is_read_as_torchvision_reads_it(mnist_dir, train):
 
 
 def test_data_too_large_for_the_device_give_the_same_examples(small):
-    plain, sent = (data.Batches(*small, 64, 3, 2, 0.5, resident=resident) for resident in (True, False))
+    plain, sent = (data.Batches(*small, 64, 3, 2, 0.5, resident=kept, corrupted=0.5) for kept in (True, False))
     for ours, other in zip(plain.epoch(1), sent.epoch(1), strict=True):
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(ours, other, strict=True))
 
