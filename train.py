@@ -253,12 +253,11 @@ def train(args, state, device, files, command):
     scored.load_state_dict(state["best"]["weights"])
     images, digits, _ = load_digits(dataset, args.data_dir, train=False)
     scores = score_pairs(scored, images, digits, device)
-    seconds = sum(row["seconds"] for row in state["history"])
     words = ["--ckpt", str(files.best), *cli.flags_of(make_parser(), args, ["data_dir"])]
     ending = [
         "",
-        f"{count(args.epochs, 'epoch')} trained in {seconds:.1f} s, without validation and saving; "
-        f"scores of epoch {state['best']['epoch']}:",
+        f"{count(args.epochs, 'epoch')} trained in {sum(row['seconds'] for row in state['history']):.1f} s, without "
+        f"validation and saving; scores of epoch {state['best']['epoch']}:",
         short_report(scores, dataset),
         *chance_report(scores, args),
         f"log: {files.text}, {files.csv}; checkpoint: {files.best}, copied to {files.folder / 'best.pt'}",
