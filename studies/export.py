@@ -160,11 +160,15 @@ def to_state_dict(model):
 def loader(model, name):
     """A program that needs PyTorch alone and loads what `to_state_dict` made of this network.
 
-    Raises UserError for a network that is not a plain AddendNet.
+    Raises UserError for a network that is not a plain AddendNet, or has a layer that PyTorch lacks.
     """
     plain = type(model) is AddendNet and model.addend_encoding.kind == "onehot"
-    if not plain or type(model.sum_encoding) is not OneHotSum or name == "fast":  # its flattening is a module of ours
-        raise cli.UserError(f"--show-loader knows tiny, base and large with one-hot encodings, not this {name}")
+    if not plain or type(model.sum_encoding) is not OneHotSum:
+        raise cli.UserError(f"--show-loader knows the sizes of model.py with one-hot encodings, not this {name}")
+    for layer in model.encoder:
+        kind = type(layer).__name__
+        if getattr(torch.nn, kind, None) is not type(layer):
+            raise cli.UserError(f"--show-loader writes layers of torch.nn; {name} has a {kind}, which PyTorch lacks")
     lines = [[]]
     for layer in model.encoder:
         if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear) and lines[-1]:  # a line for each layer with weights
@@ -195,6 +199,8 @@ def source(layer):
         words = [layer.in_features, layer.out_features]
     elif kind == "MaxPool2d":
         words = [layer.kernel_size]
+    elif kind == "ZeroPad2d":
+        words = [layer.padding[0]]
     else:
         words = [layer.num_features] if kind.startswith("BatchNorm") else []
     if kind in ("Conv2d", "Linear") and layer.bias is None:
