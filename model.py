@@ -151,16 +151,23 @@ def staged_encoder(features, stages, groups=1):
     return nn.Sequential(*layers, nn.Flatten())
 
 
-def strided_encoder(features):
-    """As `staged_encoder`, for speed: without two pixels of the border, which are nearly always empty, a strided 5x5
-    convolution and max pooling come first (28 -> 24 -> 10 -> 5), so that no other layer works on a large image. Then
-    one 3x3 convolution, 5 -> 3, and a linear layer on all of the 3x3 map."""
-    return nn.Sequential(
-        nn.ZeroPad2d(-2),
-        *(nn.Conv2d(1, 32, 5, stride=2, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(32), nn.ReLU()),
-        *(nn.Conv2d(32, 96, 3, bias=False), nn.BatchNorm2d(96), nn.ReLU()),
-        *(FlattenLast(), nn.Linear(96 * 9, features, bias=False), nn.BatchNorm1d(features), nn.ReLU()),
-    )
+def strided_encoder(features, layers=((32, 0, True), (96, 0, False)), crop=2):
+    """As `staged_encoder`, for speed: a strided 5x5 convolution comes first, then 3x3 ones, and a linear layer on all
+    of the last map (28 -> 24 -> 10 -> 5 -> 3), so that a single layer works on a large image.
+
+    layers: channels of each convolution, its padding, whether max pooling follows; crop: pixels cut off each side.
+    """
+    stack, width, side = [nn.ZeroPad2d(-crop)], 1, 28 - 2 * crop
+    for out, padding, pooled in layers:
+        kernel, stride = (5, 2) if width == 1 else (3, 1)
+        stack.append(nn.Conv2d(width, out, kernel, stride, padding, bias=False))
+        width, side = out, (side + 2 * padding - kernel) // stride + 1
+        if pooled:
+            stack.append(nn.MaxPool2d(2))
+            side //= 2
+        stack += [nn.BatchNorm2d(out), nn.ReLU()]
+    linear = nn.Linear(width * side**2, features, bias=False)
+    return nn.Sequential(*stack, FlattenLast(), linear, nn.BatchNorm1d(features), nn.ReLU())
 
 
 class FlattenLast(nn.Module):

@@ -53,22 +53,6 @@ from support.runlog import environment
 QUICK_IMAGES = 1536
 RECIPE = "the recipe"
 SHIFTS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))  # in pixels, of "scored on five shifts"
-LAYERS = ((32, 0, True), (96, 0, False))  # of model.strided_encoder: channels, padding, whether pooled
-
-
-def encoder(features, layers=LAYERS, crop=2):
-    """`model.strided_encoder` with other layers, and other than 2 pixels cut off each side."""
-    stack, width, size = [nn.ZeroPad2d(-crop)], 1, 28 - 2 * crop
-    for number, (out, padding, pooled) in enumerate(layers):
-        kernel, stride = (3, 1) if number else (5, 2)
-        stack.append(nn.Conv2d(width, out, kernel, stride, padding, bias=False))
-        width, size = out, (size + 2 * padding - kernel) // stride + 1
-        if pooled:
-            stack.append(nn.MaxPool2d(2))
-            size //= 2
-        stack += [nn.BatchNorm2d(out), nn.ReLU()]
-    linear = nn.Linear(width * size * size, features, bias=False)
-    return nn.Sequential(*stack, model.FlattenLast(), linear, nn.BatchNorm1d(features), nn.ReLU())
 
 
 def whiten(run, images):
@@ -96,9 +80,9 @@ def identity(run, images):
 
 
 NESTEROV = {"adamw": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True)}
-# Row: what differs from train.py --model fast. "network": arguments of `encoder`, or of the network's size; "start" is
-# called before the first step; "optimizer" replaces AdamW; "share" of the images; "shifts": scored on five shifts; the
-# others are arguments of train.py.
+# Row: what differs from train.py --model fast. "encoder": arguments of `model.strided_encoder`; "size": of the size of
+# the network; "start" is called before the first step; "optimizer" replaces AdamW; "share" of the images; "shifts":
+# scored on five shifts; the others are arguments of train.py.
 CHANGES = {
     RECIPE: {},
     "K = 1": dict(addends_per_image=1),
@@ -120,13 +104,13 @@ CHANGES = {
     "SGD, Nesterov momentum, rate 0.3": dict(optimizer=NESTEROV, learning_rate=0.3, weight_decay=5e-4),
     "half of the images": dict(share=0.5),
     "3/4 of the images": dict(share=0.75),
-    "channels 24, 64": dict(network=dict(layers=((24, 0, True), (64, 0, False)))),
-    "channels 40, 80": dict(network=dict(layers=((40, 0, True), (80, 0, False)))),
-    "channels 48, 64": dict(network=dict(layers=((48, 0, True), (64, 0, False)))),
-    "channels 48, 96": dict(network=dict(layers=((48, 0, True), (96, 0, False)))),
-    "three layers": dict(network=dict(layers=((32, 0, True), (32, 1, False), (96, 0, False)))),
-    "hidden layer of 64": dict(network=dict(hidden=64)),
-    "images not cropped": dict(network=dict(crop=0)),
+    "channels 24, 64": dict(encoder=dict(layers=((24, 0, True), (64, 0, False)))),
+    "channels 40, 80": dict(encoder=dict(layers=((40, 0, True), (80, 0, False)))),
+    "channels 48, 64": dict(encoder=dict(layers=((48, 0, True), (64, 0, False)))),
+    "channels 48, 96": dict(encoder=dict(layers=((48, 0, True), (96, 0, False)))),
+    "three layers": dict(encoder=dict(layers=((32, 0, True), (32, 1, False), (96, 0, False)))),
+    "hidden layer of 64": dict(size=dict(hidden=64)),
+    "images not cropped": dict(encoder=dict(crop=0)),
     "first layer whitened": dict(start=whiten),
     "first layer whitened and frozen": dict(start=freeze),
     "second layer starts as identity": dict(start=identity),
@@ -137,7 +121,7 @@ CHANGES = {
         learning_rate=0.04,
         label_smoothing=0.1,
         weight_decay=0.1,
-        network=dict(crop=0, layers=((32, 0, True), (32, 1, False), (64, 0, True))),
+        encoder=dict(crop=0, layers=((32, 0, True), (32, 1, False), (64, 0, True))),
     ),
 }
 RIVAL = {
@@ -162,13 +146,11 @@ def parts_of(images, digits, seed):
 def ours(change, training, held, seed, device):
     """Train the fast recipe with a change; {"seconds", "scoring", "accuracy", "digit"}, accuracies in %."""
     change = dict(change)
-    network, start = change.pop("network", {}), change.pop("start", None)
+    size, encoder, start = change.pop("size", {}), change.pop("encoder", {}), change.pop("start", None)
     optimizer, share = change.pop("optimizer", {}), change.pop("share", 1)
     shifts = SHIFTS if change.pop("shifts", False) else SHIFTS[:1]
     training = [table[: round(share * len(table))] for table in training]  # they are in random order
-    size = {name: network[name] for name in ("hidden",) if name in network}
-    built = {name: value for name, value in network.items() if name not in size}
-    size |= {"encoder": functools.partial(encoder, **built)} if built else {}
+    size = {"encoder": functools.partial(model.strided_encoder, **encoder)} | size
     with (
         unittest.mock.patch.dict(model.SIZES, fast=model.SIZES["fast"] | size),
         unittest.mock.patch.dict(optim.OPTIMIZERS, optimizer),

@@ -28,12 +28,18 @@ def test_what_is_scored_is_never_trained_on_and_every_image_is_held_out_once(sma
     assert sorted(held_out) == numbered.tolist()
 
 
-def test_the_default_layers_are_those_of_the_fast_network():
-    shapes = [
-        {name: value.shape for name, value in build(64).named_parameters()}
-        for build in (ladder.encoder, model.SIZES["fast"]["encoder"])
-    ]
-    assert list(shapes[0].values()) == list(shapes[1].values())
+def test_the_encoder_takes_the_layers_of_a_row_and_its_linear_layer_all_of_their_map():
+    def layers(**changes):
+        encoder = model.strided_encoder(64, **changes).eval()
+        assert encoder(torch.zeros(2, 1, 28, 28)).shape == (2, 64)
+        return [type(layer).__name__ for layer in encoder], encoder[-3].in_features
+
+    convolution, end = ["Conv2d", "BatchNorm2d", "ReLU"], ["FlattenLast", "Linear", "BatchNorm1d", "ReLU"]
+    pooled = ["Conv2d", "MaxPool2d", "BatchNorm2d", "ReLU"]
+    assert layers() == (["ZeroPad2d", *pooled, *convolution, *end], 96 * 3 * 3)
+    before = ladder.CHANGES["the recipe before"]["encoder"]
+    assert layers(**before) == (["ZeroPad2d", *pooled, *convolution, *pooled, *end], 64 * 2 * 2)
+    assert layers(**ladder.CHANGES["three layers"]["encoder"])[1] == 96 * 3 * 3
 
 
 @pytest.mark.parametrize("what", [what for what, change in ladder.CHANGES.items() if change and "shifts" not in change])
