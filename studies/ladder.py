@@ -18,13 +18,14 @@ from pathlib import Path
 from support import cli
 from support.flags import DATASETS
 
-SEEDS, PARTS = 8, 12
+SEEDS, QUICK_SEEDS, PARTS = 8, 2, 12
 
 
 def make_parser():
     parser = cli.Parser(__doc__)
-    parser.add_argument("--quick", action="store_true", help="two seeds, few images: does it run, not how fast")
-    parser.add_argument("--seeds", type=cli.integer(2, PARTS), default=SEEDS, help="each with its own held-out part")
+    parser.add_argument("--quick", action="store_true", help="few images: does it run, not how fast")
+    seeds = f"each with its own held-out part (default: {SEEDS}, quick: {QUICK_SEEDS})"
+    parser.add_argument("--seeds", type=cli.integer(2, PARTS), help=seeds)
     parser.add_argument("--device", choices=cli.DEVICES, default="auto", help="as train.py takes it")
     parser.add_argument("--dataset", choices=DATASETS, default="auto", help="as train.py takes it")
     parser.add_argument("--data-dir", default="data", metavar="FOLDER", help="as train.py takes it")
@@ -192,13 +193,13 @@ def main(argv=None):
     set_deterministic(False, device)
     images, digits, dataset = load_digits(args.dataset, args.data_dir, train=True)
     if args.quick:
-        images, digits, args.seeds = images[:QUICK_IMAGES], digits[:QUICK_IMAGES], 2
+        images, digits = images[:QUICK_IMAGES], digits[:QUICK_IMAGES]
     jobs = {("ours", what): functools.partial(ours, change) for what, change in CHANGES.items()}
     jobs |= {("rival", what): functools.partial(theirs, setting) for what, setting in RIVAL.items()}
     training, held = parts_of(images, digits, 0)
     ours({}, training, held, 0, device)  # warm-up
     taken = {job: [] for job in jobs}
-    for seed in range(args.seeds):
+    for seed in range(args.seeds or (QUICK_SEEDS if args.quick else SEEDS)):
         training, held = parts_of(images, digits, seed)
         for job, train_one in jobs.items():
             taken[job].append(train_one(training, held, seed, device))

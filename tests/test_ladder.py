@@ -82,12 +82,13 @@ def test_whitening_filters_have_uncorrelated_answers_and_their_negatives(parts):
     assert (answers.T.corrcoef() - torch.eye(16)).abs().max() < 0.01
 
 
-def test_quick_writes_the_figures_of_all_rows(run, small_dir, tmp_path):
-    flags = ["--quick", "--dataset", "synthetic", "--data-dir", small_dir, "--device", "cpu", "--json", "l.json"]
+@pytest.mark.parametrize(("seeds", "count"), [([], 2), (["--seeds", "3"], 3)])
+def test_quick_writes_the_figures_of_all_rows_for_each_seed(run, small_dir, tmp_path, seeds, count):
+    flags = "--quick --dataset synthetic --device cpu --json l.json".split()
     few = {what: ladder.CHANGES[what] for what in (ladder.RECIPE, "K = 1")}
     rival = {PUBLISHED_RIVAL: dict(batch_size=64)}
     with patch.multiple(ladder, CHANGES=few, RIVAL=rival, QUICK_IMAGES=600):
-        status, out, err = run(ladder, *flags)
+        status, out, err = run(ladder, *flags, *seeds, "--data-dir", small_dir)
     assert status == 0, err
     record = json.loads((tmp_path / "l.json").read_text())
     assert [(row["kind"], row["what"]) for row in record["rows"]] == [
@@ -95,7 +96,7 @@ def test_quick_writes_the_figures_of_all_rows(run, small_dir, tmp_path):
         ("ours", "K = 1"),
         ("rival", PUBLISHED_RIVAL),
     ]
-    assert all(len(row["seconds"]) == len(row["accuracy"]) == 2 for row in record["rows"])
+    assert all(len(row["seconds"]) == len(row["accuracy"]) == count for row in record["rows"])
     assert "| K = 1 " in out and "synthetic" in record["data set"]
 
 
