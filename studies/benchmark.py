@@ -19,9 +19,7 @@ import functools
 import itertools
 import json
 import math
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +28,7 @@ from pathlib import Path
 from support import cli
 from support.flags import DATASETS
 
-# The functions below that measure a section, in the order in which they run.
+# The functions below and in studies/subprocesses.py that measure a section, in the order in which they run.
 SECTION_NAMES = (
     *("usual", "overhead", "target", "scoring", "latency", "start", "commands", "memory"),
     *("options", "profile", "growth", "several", "rival"),
@@ -58,13 +56,11 @@ import torch
 from data import ADDENDS, load_digits, prepare, split_indices
 from evaluate import predict_pairs
 from model import FlattenLast, build_model
-from studies import measure, rivals
+from studies import measure, rivals, subprocesses
 from studies.measure import EndTraining, Run, in_turns, make_row, rate, seconds_of
 from studies.tables import speed_table
-from support.checkpoint import load_checkpoint
 from support.device import choose_device, set_deterministic
 from support.files import read_text, write_atomically
-from support.images import png
 from support.runlog import environment
 
 SEEDS = 10  # of the fast recipe and of its rival
@@ -76,7 +72,7 @@ OPERATORS = 9  # of a profile
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The sections: each takes a Setting and yields rows
+# The sections that run in this process: each takes a Setting and yields rows
 
 
 def usual(setting):
@@ -224,76 +220,6 @@ def latency(setting):
         yield make_row(f"predictions, {n} at a time", "images/s", rates)
 
 
-def start(setting):
-    """Seconds from the start of a process to the end of its first step, to the scripts' imports, to torch's."""
-    torch_alone = "import json, time, torch; print(json.dumps({'imports': time.perf_counter()}))"
-    jobs = {
-        "first step": lambda: measure.in_a_process(setting, "base", steps=1)["first step"],
-        "scripts imported": lambda: measure.in_a_process(setting)["imports"],
-        "torch imported": lambda: measure.from_a_process(torch_alone)["imports"],
-    }
-    figures = in_turns(jobs, min(setting.repeats, 5), warm_up=not setting.quick)
-    for ours, rival in itertools.combinations(jobs, 2):
-        yield make_row(f"process start to {ours} vs {rival}", "s", figures[ours], figures[rival])
-
-
-def commands(setting):
-    """Seconds of whole commands, as a person waits for them in the shell, and where those of a training go.
-
-    The least of the rounds: what other processes of the machine add is no part of a command.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        image = Path(folder) / "digit.png"
-        image.write_bytes(png(setting.training[0][0, 0].numpy()))
-        data = ["--dataset", setting.dataset, "--data-dir", str(Path(setting.data_dir).resolve())]
-        training = ["--model", "fast", *data, "--device", str(setting.device)]
-        runs = itertools.count()
-
-        def run_flags():
-            return [*training, "--out", folder, "--run-name", f"run{next(runs)}"]
-
-        jobs = {
-            "train.py --help": lambda: measure.command_seconds("train.py", "--help"),
-            "train.py --model fast": lambda: measure.command_seconds("train.py", *run_flags()),
-            "evaluate.py --ckpt best.pt": lambda: measure.command_seconds(
-                "evaluate.py", "--ckpt", f"{folder}/best.pt", *data, "--device", str(setting.device)
-            ),
-            "predict.py --ckpt logs/tiny.pt": lambda: measure.command_seconds(
-                "predict.py", "--ckpt", "logs/tiny.pt", "--image", str(image), "--number", "5"
-            ),
-            "phases": lambda: measure.training_phases(run_flags()),
-        }
-        figures = in_turns(jobs, setting.repeats, warm_up=not setting.quick)
-    rounds = figures.pop("phases")
-    for command, seconds in figures.items():
-        yield make_row(command, "s", seconds, middle=min)
-    for phase in rounds[0]:
-        yield make_row(f"of train.py --model fast: {phase}", "s", [taken[phase] for taken in rounds], middle=min)
-
-
-def memory(setting):
-    """Peak memory of a process that trains, against one that only imports, as images, addends and parameters grow.
-
-    Of images mapped from disk the pages that were read count.
-    """
-    jobs = {"imports": {}, "an epoch": dict(name="base")}
-    with tempfile.TemporaryDirectory() as folder:
-        if not setting.quick:
-            few = dict(name="base", steps=20)
-            jobs |= {f"20 steps, {times} x the images": few | dict(times=times) for times in (1, 4, 16)}
-            jobs["20 steps, 16 x the images on disk"] = few | dict(times=16, folder=folder)
-            jobs["20 steps, 1 of 10 addends per image"] = few | dict(addends_per_image=1)
-            jobs |= {f"20 steps of {name}": few | dict(name=name) for name in ("tiny", "large")}
-        jobs = {what: functools.partial(measure.in_a_process, setting, **options) for what, options in jobs.items()}
-        figures = in_turns(jobs, 1 if setting.quick else 2, warm_up=False)
-    peaks = {what: [taken["peak"] for taken in rounds] for what, rounds in figures.items()}
-    for what in list(jobs)[1:]:
-        yield make_row(f"peak of {what}, vs imports", "MiB", peaks[what], peaks["imports"])
-        if setting.device.type == "cuda":
-            on_cuda = [taken["peak on CUDA"] for taken in figures[what]]
-            yield make_row(f"peak of {what}, on CUDA", "MiB", on_cuda)
-
-
 def options(setting):
     """Seconds of an epoch of `base` with one option changed, against the defaults: below 1, the change is faster."""
     device, default = setting.device, torch.get_num_threads()
@@ -403,53 +329,6 @@ def growth(setting):
         yield make_row("epoch, 16 x the images, mapped from disk vs in memory", "s", *figures.values())
 
 
-def several(setting):
-    """An epoch of `base` divided among processes by torchrun, against one process: CPU processes of one thread each.
-
-    On the CPU also against one process with all threads, and the most processes against as many that do not exchange
-    their gradients, which shows what the exchange costs. The seconds are those that train.py logs for its last epoch;
-    the first of two is a warm-up.
-    """
-    device = setting.device.type
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    worlds = [world for world in (1, 2, 4, 8) if world <= (torch.cuda.device_count() if device == "cuda" else cores)]
-    images = len(load_digits(setting.dataset, setting.data_dir, train=True)[0])
-    epochs = 1 if setting.quick else 2
-    held_out = images - (min(QUICK_IMAGES, images // 2) if setting.quick else len(setting.training[0]))
-
-    def epoch(world, threads, exchange=True):
-        with tempfile.TemporaryDirectory() as folder:
-            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"] if world > 1 else []
-            flags = f"--epochs {epochs} --val-size {held_out} --run-name several --device {device} --out".split()
-            words = [*flags, folder, "--dataset", setting.dataset, "--data-dir", setting.data_dir]
-            alone = ["--no-python", sys.executable, "-c", measure.WITHOUT_EXCHANGE]
-            script = [str(measure.ROOT / "train.py")] if exchange else alone
-            done = subprocess.run(
-                [sys.executable, *launcher, *script, *words],
-                cwd=measure.ROOT,
-                env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            if done.returncode:
-                raise cli.UserError(f"{world} processes failed: {' '.join(done.stderr.split())[-300:]}")
-            return load_checkpoint(Path(folder) / "last.pt")["history"][-1]["seconds"]
-
-    ours, others = [(world, 1) for world in worlds[1:]], {(1, 1): "one"}
-    if device == "cpu" and not setting.quick:
-        others[1, cores] = f"one of {cores} threads"
-    jobs = {key: functools.partial(epoch, *key) for key in (*others, *ours)} if ours else {}
-    if ours:
-        jobs["alone"] = functools.partial(epoch, *ours[-1], exchange=False)
-    figures = in_turns(jobs, 1 if setting.quick else min(setting.repeats, 3), warm_up=False)
-    for key, (other, words) in itertools.product(ours, others.items()):
-        yield make_row(f"epoch in {key[0]} processes vs in {words}", "s", figures[key], figures[other])
-    if ours:
-        what = f"epoch in {ours[-1][0]} processes vs without exchange of gradients"
-        yield make_row(what, "s", figures[ours[-1]], figures["alone"])
-
-
 def rival(setting):
     """Our fast recipe against the fastest public one, from the first step to the last, on all training images.
 
@@ -487,7 +366,7 @@ def rival(setting):
         yield make_row(what, "%", accuracy["ours"], accuracy[name], middle=statistics.mean)
 
 
-SECTIONS = {name: globals()[name] for name in SECTION_NAMES}
+SECTIONS = {name: getattr(subprocesses, name, None) or globals()[name] for name in SECTION_NAMES}
 
 
 def main(argv=None):
@@ -505,7 +384,8 @@ def main(argv=None):
         training, validation = training[:QUICK_IMAGES], validation[:500]
     halves = [(images[index], digits[index]) for index in (training, validation)]
     repeats = args.repeats or (1 if args.quick else 5)
-    setting = measure.Setting(device, repeats, args.quick, dataset, args.data_dir, *halves)
+    folder = str(Path(args.data_dir).resolve())
+    setting = measure.Setting(device, repeats, args.quick, dataset, folder, *halves)
     header = environment(device) | {
         "data set": f"{dataset}: {len(training):,d} training images",
         "repeats": f"{repeats}{', --quick: few images, rough figures' if args.quick else ''}",

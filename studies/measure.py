@@ -1,4 +1,4 @@
-"""What the benchmark measures with: clocks, rounds, rows, our training set up as train.py does it, processes.
+"""What the benchmark measures with: clocks, rounds, rows, our training set up as train.py does it, images on disk.
 
 No import here of torchvision, nor of a module that imports it: the processes that are measured import this one.
 """
@@ -8,25 +8,15 @@ import contextlib
 import copy
 import ctypes
 import dataclasses
-import io
-import itertools
-import json
-import re
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import torch
 
 import train
-from data import load_digits, split_indices
 from evaluate import predict_pairs, score
-from support import cli, graphs
-from support.device import choose_device, set_deterministic
-
-ROOT = Path(__file__).resolve().parent.parent
+from support import graphs
 
 
 @dataclasses.dataclass
@@ -37,7 +27,7 @@ class Setting:
     repeats: int
     quick: bool
     dataset: str
-    data_dir: str
+    data_dir: str  # absolute: measured processes start in the repository's root
     training: tuple  # (images, digits): 55,000 of MNIST, or the first few with --quick
     validation: tuple
 
@@ -171,31 +161,7 @@ def joint_accuracy(model, images, digits, device):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Processes of their own
-
-
-# A program: train.py in processes that average their figures after an epoch, but not their gradients in each step.
-WITHOUT_EXCHANGE = """
-import sys
-import train
-from support import cli, processes
-processes.data_parallel = lambda model, device: model
-sys.exit(cli.run_script(train.main))
-"""
-
-
-def peak_memory():
-    """Peak resident memory of this process so far, in MiB.
-
-    On Linux from VmHWM: ru_maxrss there starts at the peak of the process that started this one.
-    """
-    try:
-        return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**10
-    except (OSError, TypeError):  # no /proc, or one without VmHWM
-        import resource  # not on Windows
-
-        # in bytes on macOS, in KiB elsewhere
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+# Images on disk
 
 
 def write_images(images, times, folder):
@@ -211,121 +177,3 @@ def map_images(path):
     """The images [N, 1, 28, 28] uint8 of such a file, which stay on disk and are read page by page when used."""
     size = Path(path).stat().st_size
     return torch.from_file(path, size=size, dtype=torch.uint8).view(-1, 1, 28, 28)
-
-
-def child(name, count, times, steps, dataset, data_dir, device, path, changes):
-    """What a measured process does, once it has imported the scripts: `steps` steps of the model `name`, if any.
-
-    `path` is a file to map the images from, or None; `changes` are of the arguments of train.py. Prints JSON: when the
-    imports and the first step were done, on the clock of `now`, and the memory peaks in MiB.
-    """
-    done_at = {"imports": time.perf_counter()}
-
-    def after_step(done):
-        if done == 1:
-            done_at["first step"] = now(device)
-        if done == steps:
-            raise EndTraining
-
-    if name:
-        device = choose_device(device)
-        set_deterministic(False, device)
-        images, digits, _ = load_digits(dataset, data_dir, train=True)
-        training = split_indices(len(images), len(images) // 12)[0][:count]
-        images = map_images(path) if path else images[training.repeat(times)]
-        Run(name, (images, digits[training.repeat(times)]), device, epochs=1, **changes).train(after_step)
-    peaks = {"peak": peak_memory(), "peak on CUDA": torch.cuda.max_memory_allocated() / 2**20}
-    print(json.dumps(done_at | peaks))
-
-
-def in_a_process(setting, name="", times=1, steps=None, folder=None, **changes):
-    """What a `child` in a process of its own prints, the times as seconds since the start of that process."""
-    count = 1280 if setting.quick else len(setting.training[0])
-    path = write_images(setting.first(count)[0], times, folder) if folder else None
-    data_dir = str(Path(setting.data_dir).resolve())
-    words = (name, count, times, steps, setting.dataset, data_dir, str(setting.device), path, changes)
-    return from_a_process(f"from studies import measure; measure.child(*{words!r})")
-
-
-def from_a_process(program):
-    """The JSON that a Python program prints, the times in it as seconds since the start of its process."""
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise cli.UserError("the measured process failed; its message is above")
-    printed = json.loads(done.stdout)
-    return {name: figure if name.startswith("peak") else figure - start for name, figure in printed.items()}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Whole commands
-
-
-def command_seconds(script, *words):
-    """Seconds from the start of `python SCRIPT WORDS` to the end of its process."""
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, script, *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    seconds = time.perf_counter() - start
-    if done.returncode:
-        raise cli.UserError(f"{script} failed: {done.stderr.decode(errors='replace')[-300:]}")
-    return seconds
-
-
-PHASES = {  # phase: the functions of train.py that take it
-    "reading and checking the data": ((train, "load_digits"),),
-    "network and optimiser": ((train, "build"),),
-    "training": ((train, "train_epoch"),),
-    "test": ((train, "score_pairs"),),
-    "writing": ((train.RunFiles, "save"), (train.RunFiles, "write_log")),
-}
-
-
-def training_child(words, done_at):
-    """What a process of `training_phases` does once it has imported this module: `train.py WORDS`, its phases timed.
-
-    `done_at`: when the interpreter and the import of torch were done, on the clock of `now`. Prints JSON.
-    """
-    done_at = done_at | {"other imports": time.perf_counter()}
-    spent = dict.fromkeys(PHASES, 0.0)
-
-    def timed(function, phase):
-        def call(*arguments, **options):
-            start = time.perf_counter()
-            try:
-                return function(*arguments, **options)
-            finally:
-                spent[phase] += time.perf_counter() - start
-
-        return call
-
-    for phase, functions in PHASES.items():
-        for owner, name in functions:
-            setattr(owner, name, timed(getattr(owner, name), phase))
-    with contextlib.redirect_stdout(io.StringIO()):
-        status = cli.run_script(train.main, words)
-    print(json.dumps({"done at": done_at, "spent": spent, "end": time.perf_counter()}))
-    sys.exit(status)
-
-
-def training_phases(words):
-    """{phase: seconds} of `train.py WORDS` in a process of its own; with all the rest they are the whole of it."""
-    program = f"""
-import sys, time
-sys.argv, done_at = ["train.py"], {{"interpreter": time.perf_counter()}}
-from support import cli
-cli.begin_script(lambda: cli.Parser(""))
-import torch
-done_at["import of torch"] = time.perf_counter()
-from studies import measure
-measure.training_child({words!r}, done_at)
-"""
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    over = time.perf_counter()
-    if done.returncode:
-        raise cli.UserError("the measured process failed; its message is above")
-    printed = json.loads(done.stdout)
-    marks = [start, *printed["done at"].values()]
-    phases = {name: b - a for name, (a, b) in zip(printed["done at"], itertools.pairwise(marks), strict=True)}
-    phases |= printed["spent"] | {"exit": over - printed["end"]}
-    return phases | {"the rest": over - start - sum(phases.values())}

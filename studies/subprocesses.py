@@ -1,0 +1,298 @@
+"""The sections of the benchmark that start processes of their own, and what those processes do.
+
+No import here of torchvision, nor of a module that imports it: the processes that are measured import this one.
+"""
+
+import contextlib
+import functools
+import io
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+import train
+from data import load_digits, split_indices
+from studies.measure import EndTraining, Run, in_turns, make_row, map_images, now, write_images
+from support import cli
+from support.checkpoint import load_checkpoint
+from support.device import choose_device, set_deterministic
+from support.images import png
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK_IMAGES = 1280
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The sections: each takes a Setting and yields rows
+
+
+def start(setting):
+    """Seconds from the start of a process to the end of its first step, to the scripts' imports, to torch's."""
+    torch_alone = "import json, time, torch; print(json.dumps({'imports': time.perf_counter()}))"
+    jobs = {
+        "first step": lambda: in_a_process(setting, "base", steps=1)["first step"],
+        "scripts imported": lambda: in_a_process(setting)["imports"],
+        "torch imported": lambda: from_a_process(torch_alone)["imports"],
+    }
+    figures = in_turns(jobs, min(setting.repeats, 5), warm_up=not setting.quick)
+    for ours, rival in itertools.combinations(jobs, 2):
+        yield make_row(f"process start to {ours} vs {rival}", "s", figures[ours], figures[rival])
+
+
+def commands(setting):
+    """Seconds of whole commands, as a person waits for them in the shell, and where those of a training go.
+
+    The least of the rounds: what other processes of the machine add is no part of a command.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        image = Path(folder) / "digit.png"
+        image.write_bytes(png(setting.training[0][0, 0].numpy()))
+        data = ["--dataset", setting.dataset, "--data-dir", setting.data_dir]
+        training = ["--model", "fast", *data, "--device", str(setting.device)]
+        runs = itertools.count()
+
+        def run_flags():
+            return [*training, "--out", folder, "--run-name", f"run{next(runs)}"]
+
+        jobs = {
+            "train.py --help": lambda: command_seconds("train.py", "--help"),
+            "train.py --model fast": lambda: command_seconds("train.py", *run_flags()),
+            "evaluate.py --ckpt best.pt": lambda: command_seconds(
+                "evaluate.py", "--ckpt", f"{folder}/best.pt", *data, "--device", str(setting.device)
+            ),
+            "predict.py --ckpt logs/tiny.pt": lambda: command_seconds(
+                "predict.py", "--ckpt", "logs/tiny.pt", "--image", str(image), "--number", "5"
+            ),
+            "phases": lambda: training_phases(run_flags()),
+        }
+        figures = in_turns(jobs, setting.repeats, warm_up=not setting.quick)
+    rounds = figures.pop("phases")
+    for command, seconds in figures.items():
+        yield make_row(command, "s", seconds, middle=min)
+    for phase in rounds[0]:
+        yield make_row(f"of train.py --model fast: {phase}", "s", [taken[phase] for taken in rounds], middle=min)
+
+
+def memory(setting):
+    """Peak memory of a process that trains, against one that only imports, as images, addends and parameters grow.
+
+    Of images mapped from disk the pages that were read count.
+    """
+    jobs = {"imports": {}, "an epoch": dict(name="base")}
+    with tempfile.TemporaryDirectory() as folder:
+        if not setting.quick:
+            few = dict(name="base", steps=20)
+            jobs |= {f"20 steps, {times} x the images": few | dict(times=times) for times in (1, 4, 16)}
+            jobs["20 steps, 16 x the images on disk"] = few | dict(times=16, folder=folder)
+            jobs["20 steps, 1 of 10 addends per image"] = few | dict(addends_per_image=1)
+            jobs |= {f"20 steps of {name}": few | dict(name=name) for name in ("tiny", "large")}
+        jobs = {what: functools.partial(in_a_process, setting, **options) for what, options in jobs.items()}
+        figures = in_turns(jobs, 1 if setting.quick else 2, warm_up=False)
+    peaks = {what: [taken["peak"] for taken in rounds] for what, rounds in figures.items()}
+    for what in list(jobs)[1:]:
+        yield make_row(f"peak of {what}, vs imports", "MiB", peaks[what], peaks["imports"])
+        if setting.device.type == "cuda":
+            on_cuda = [taken["peak on CUDA"] for taken in figures[what]]
+            yield make_row(f"peak of {what}, on CUDA", "MiB", on_cuda)
+
+
+def several(setting):
+    """An epoch of `base` divided among processes by torchrun, against one process: CPU processes of one thread each.
+
+    On the CPU also against one process with all threads, and the most processes against as many that do not exchange
+    their gradients, which shows what the exchange costs. The seconds are those that train.py logs for its last epoch;
+    the first of two is a warm-up.
+    """
+    device = setting.device.type
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    worlds = [world for world in (1, 2, 4, 8) if world <= (torch.cuda.device_count() if device == "cuda" else cores)]
+    images = len(load_digits(setting.dataset, setting.data_dir, train=True)[0])
+    epochs = 1 if setting.quick else 2
+    held_out = images - len(setting.training[0])
+
+    def epoch(world, threads, exchange=True):
+        with tempfile.TemporaryDirectory() as folder:
+            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"] if world > 1 else []
+            flags = f"--epochs {epochs} --val-size {held_out} --run-name several --device {device} --out".split()
+            words = [*flags, folder, "--dataset", setting.dataset, "--data-dir", setting.data_dir]
+            alone = ["--no-python", sys.executable, "-c", WITHOUT_EXCHANGE]
+            script = [str(ROOT / "train.py")] if exchange else alone
+            done = subprocess.run(
+                [sys.executable, *launcher, *script, *words],
+                cwd=ROOT,
+                env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            if done.returncode:
+                raise cli.UserError(f"{world} processes failed: {' '.join(done.stderr.split())[-300:]}")
+            return load_checkpoint(Path(folder) / "last.pt")["history"][-1]["seconds"]
+
+    ours, others = [(world, 1) for world in worlds[1:]], {(1, 1): "one"}
+    if device == "cpu" and not setting.quick:
+        others[1, cores] = f"one of {cores} threads"
+    jobs = {key: functools.partial(epoch, *key) for key in (*others, *ours)} if ours else {}
+    if ours:
+        jobs["alone"] = functools.partial(epoch, *ours[-1], exchange=False)
+    figures = in_turns(jobs, 1 if setting.quick else min(setting.repeats, 3), warm_up=False)
+    for key, (other, words) in itertools.product(ours, others.items()):
+        yield make_row(f"epoch in {key[0]} processes vs in {words}", "s", figures[key], figures[other])
+    if ours:
+        what = f"epoch in {ours[-1][0]} processes vs without exchange of gradients"
+        yield make_row(what, "s", figures[ours[-1]], figures["alone"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Processes of their own
+
+
+# A program: train.py in processes that average their figures after an epoch, but not their gradients in each step.
+WITHOUT_EXCHANGE = """
+import sys
+import train
+from support import cli, processes
+processes.data_parallel = lambda model, device: model
+sys.exit(cli.run_script(train.main))
+"""
+
+
+def peak_memory():
+    """Peak resident memory of this process so far, in MiB.
+
+    On Linux from VmHWM: ru_maxrss there starts at the peak of the process that started this one.
+    """
+    try:
+        return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**10
+    except (OSError, TypeError):  # no /proc, or one without VmHWM
+        import resource  # not on Windows
+
+        # in bytes on macOS, in KiB elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def child(name, count, times, steps, dataset, data_dir, device, path, changes):
+    """What a measured process does, once it has imported the scripts: `steps` steps of the model `name`, if any.
+
+    `path` is a file to map the images from, or None; `changes` are of the arguments of train.py. Prints JSON: when the
+    imports and the first step were done, on the clock of `now`, and the memory peaks in MiB.
+    """
+    done_at = {"imports": time.perf_counter()}
+
+    def after_step(done):
+        if done == 1:
+            done_at["first step"] = now(device)
+        if done == steps:
+            raise EndTraining
+
+    if name:
+        device = choose_device(device)
+        set_deterministic(False, device)
+        images, digits, _ = load_digits(dataset, data_dir, train=True)
+        training = split_indices(len(images), len(images) // 12)[0][:count]
+        images = map_images(path) if path else images[training.repeat(times)]
+        Run(name, (images, digits[training.repeat(times)]), device, epochs=1, **changes).train(after_step)
+    peaks = {"peak": peak_memory(), "peak on CUDA": torch.cuda.max_memory_allocated() / 2**20}
+    print(json.dumps(done_at | peaks))
+
+
+def in_a_process(setting, name="", times=1, steps=None, folder=None, **changes):
+    """What a `child` in a process of its own prints, the times as seconds since the start of that process."""
+    count = QUICK_IMAGES if setting.quick else len(setting.training[0])
+    path = write_images(setting.first(count)[0], times, folder) if folder else None
+    words = (name, count, times, steps, setting.dataset, setting.data_dir, str(setting.device), path, changes)
+    return from_a_process(f"from studies import subprocesses; subprocesses.child(*{words!r})")
+
+
+def from_a_process(program):
+    """The JSON that a Python program prints, the times in it as seconds since the start of its process."""
+    start = time.perf_counter()
+    printed = printed_by(program)
+    return {name: figure if name.startswith("peak") else figure - start for name, figure in printed.items()}
+
+
+def printed_by(program):
+    """The JSON that a Python program prints in a process of its own. Raises UserError where it fails."""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise cli.UserError("the measured process failed; its message is above")
+    return json.loads(done.stdout)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole commands
+
+
+def command_seconds(script, *words):
+    """Seconds from the start of `python SCRIPT WORDS` to the end of its process."""
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, script, *words], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        raise cli.UserError(f"{script} failed: {done.stderr.decode(errors='replace')[-300:]}")
+    return seconds
+
+
+PHASES = {  # phase: the functions of train.py that take it
+    "reading and checking the data": ((train, "load_digits"),),
+    "network and optimiser": ((train, "build"),),
+    "training": ((train, "train_epoch"),),
+    "test": ((train, "score_pairs"),),
+    "writing": ((train.RunFiles, "save"), (train.RunFiles, "write_log")),
+}
+
+
+def training_child(words, done_at):
+    """What a process of `training_phases` does once it has imported this module: `train.py WORDS`, its phases timed.
+
+    `done_at`: when the interpreter and the import of torch were done, on the clock of `now`. Prints JSON.
+    """
+    done_at = done_at | {"other imports": time.perf_counter()}
+    spent = dict.fromkeys(PHASES, 0.0)
+
+    def timed(function, phase):
+        def call(*arguments, **options):
+            start = time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                spent[phase] += time.perf_counter() - start
+
+        return call
+
+    for phase, functions in PHASES.items():
+        for owner, name in functions:
+            setattr(owner, name, timed(getattr(owner, name), phase))
+    with contextlib.redirect_stdout(io.StringIO()):
+        status = cli.run_script(train.main, words)
+    print(json.dumps({"done at": done_at, "spent": spent, "end": time.perf_counter()}))
+    sys.exit(status)
+
+
+def training_phases(words):
+    """{phase: seconds} of `train.py WORDS` in a process of its own; with all the rest they are the whole of it."""
+    program = f"""
+import sys, time
+sys.argv, done_at = ["train.py"], {{"interpreter": time.perf_counter()}}
+from support import cli
+cli.begin_script(lambda: cli.Parser(""))
+import torch
+done_at["import of torch"] = time.perf_counter()
+from studies import subprocesses
+subprocesses.training_child({words!r}, done_at)
+"""
+    start = time.perf_counter()
+    printed = printed_by(program)
+    over = time.perf_counter()
+    marks = [start, *printed["done at"].values()]
+    phases = {name: b - a for name, (a, b) in zip(printed["done at"], itertools.pairwise(marks), strict=True)}
+    phases |= printed["spent"] | {"exit": over - printed["end"]}
+    return phases | {"the rest": over - start - sum(phases.values())}

@@ -1,0 +1,126 @@
+"""The sections of the benchmark that start processes: what those processes measure, and the rows made of it."""
+
+import dataclasses
+import itertools
+import json
+import subprocess
+import time
+
+import pytest
+import torch
+
+import data
+from studies import measure, subprocesses
+from support import cli
+
+CHILD = {"imports": 2.0, "first step": 3.0, "peak": 300.0, "peak on CUDA": 0.0}
+
+
+@pytest.fixture
+def setting(small, small_dir):
+    """What `--quick` measures the sections on."""
+    kept = data.split_indices(700, 58)[0]
+    training = small[0][kept], small[1][kept]
+    return measure.Setting(torch.device("cpu"), 1, True, "synthetic", str(small_dir), training, training)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch, capsys):
+    """Run the programs of the measured processes in this one: in each of its own, imports alone take seconds."""
+
+    def printed_by(program):
+        try:
+            exec(program, {})
+        except SystemExit as stop:
+            assert not stop.code
+        return json.loads(capsys.readouterr().out)
+
+    for owner, name in itertools.chain(*subprocesses.PHASES.values()):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # to be restored
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    monkeypatch.setattr(cli, "begin_script", lambda make_parser: None)  # it stops the collection of garbage
+    monkeypatch.setattr(subprocesses, "printed_by", printed_by)
+
+
+def test_a_measured_process_reports_its_own_times_and_peak_of_memory(setting, monkeypatch):
+    """On Linux the ru_maxrss of a child starts at the peak of its parent. No torchvision, as in train.py."""
+    ballast = torch.ones(150 * 2**20)  # 600 MiB
+    plain = subprocesses.printed_by
+    check = "import sys; assert 'torchvision' not in sys.modules"
+    monkeypatch.setattr(subprocesses, "printed_by", lambda program: plain(f"{program}; {check}"))
+    start = time.perf_counter()
+    measured = subprocesses.in_a_process(setting)
+    assert 0 < measured["imports"] < time.perf_counter() - start and measured["peak on CUDA"] == 0
+    assert subprocesses.peak_memory() > ballast.nbytes / 2**20 + 100
+    assert 50 < measured["peak"] < subprocesses.peak_memory() - 400
+
+
+def test_a_measured_process_that_fails_is_one_line():
+    with pytest.raises(cli.UserError, match="the measured process failed"):
+        subprocesses.printed_by("import sys; sys.exit(3)")
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_a_measured_process_takes_the_steps_asked_for(setting, monkeypatch, tmp_path, on_disk):
+    taken = []
+
+    class Noted(measure.Run):
+        def train(self, after_step):
+            taken.append((self.args.model, self.args.addends_per_image, len(self.batches)))
+            super().train(lambda done: taken.append(done) or after_step(done))
+
+    monkeypatch.setattr(subprocesses, "Run", Noted)
+    folder = {"folder": str(tmp_path)} if on_disk else {}
+    measured = subprocesses.in_a_process(setting, "tiny", times=2, steps=3, addends_per_image=1, **folder)
+    assert taken == [("tiny", 1, 11), 1, 2, 3]  # 1,284 images in batches of 128
+    assert 0 < measured["imports"] < measured["first step"]
+    assert [path.stat().st_size for path in tmp_path.iterdir()] == [1284 * 784] * on_disk
+
+
+def test_the_start_is_compared_with_the_imports_of_the_scripts_and_of_torch(setting, monkeypatch):
+    monkeypatch.setattr(subprocesses, "in_a_process", lambda *_, **__: CHILD)
+    monkeypatch.setattr(subprocesses, "from_a_process", lambda program: {"imports": 1.0})
+    rows = list(subprocesses.start(setting))
+    assert [(row["ours"], row["rival"]) for row in rows] == [(3.0, 2.0), (3.0, 1.0), (2.0, 1.0)]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_the_phases_of_a_training_are_the_whole_of_its_process(setting, tmp_path):
+    words = ["--model", "fast", "--dataset", "synthetic", "--data-dir", setting.data_dir, "--device", "cpu"]
+    start = time.perf_counter()
+    phases = subprocesses.training_phases([*words, "--out", str(tmp_path), "--run-name", "run"])
+    whole = time.perf_counter() - start
+    assert sum(phases.values()) == pytest.approx(whole, abs=0.2) and all(seconds > 0 for seconds in phases.values())
+    assert (tmp_path / "best.pt").exists() and phases["the rest"] < whole / 3
+
+
+def test_a_command_is_timed_to_its_end_and_the_least_of_the_rounds_counts(setting, monkeypatch):
+    assert 0 < subprocesses.command_seconds("train.py", "--help") < 60
+    with pytest.raises(cli.UserError, match=r"train\.py failed: .*--epoch"):
+        subprocesses.command_seconds("train.py", "--epoch")
+    asked, seconds = [], itertools.count(1)
+    monkeypatch.setattr(subprocesses, "command_seconds", lambda *words: asked.append(words) or float(next(seconds)))
+    monkeypatch.setattr(subprocesses, "training_phases", lambda words: {"training": float(next(seconds))})
+    rows = list(subprocesses.commands(dataclasses.replace(setting, repeats=3)))
+    assert [row["ours"] for row in rows] == [1, 2, 3, 4, 5] and rows[0]["spread"] == [1, 11]
+    assert [words[0] for words in asked[:4]] == ["train.py", "train.py", "evaluate.py", "predict.py"]
+    assert len({words for words in asked if "fast" in words}) == 3  # a run of its own each time
+
+
+def test_several_processes_share_the_images_and_are_compared_with_one_and_without_exchange(setting, monkeypatch):
+    started, seconds = [], itertools.count(1)
+
+    def start(words, env, **_):
+        started.append((" ".join(words), env["OMP_NUM_THREADS"]))
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(subprocesses.subprocess, "run", start)
+    monkeypatch.setattr(subprocesses, "load_checkpoint", lambda path: {"history": [{"seconds": float(next(seconds))}]})
+    monkeypatch.setattr(subprocesses.os, "sched_getaffinity", lambda process: {0, 1}, raising=False)
+    rows = list(subprocesses.several(dataclasses.replace(setting, quick=False)))
+    assert [(row["ours"], row["rival"]) for row in rows] == [(3, 1), (3, 2), (3, 4)]  # one, two threads, two, alone
+    assert [threads for _, threads in started] == ["1", "2", "1", "1"]
+    assert all("--epochs 2 --val-size 58 " in words and setting.data_dir in words for words, _ in started)
+    assert ["nproc-per-node=2" in words for words, _ in started] == [False, False, True, True]
+    assert ["data_parallel" in words for words, _ in started] == [False, False, False, True]
