@@ -404,9 +404,21 @@ def main(argv=None):
 def other_sections(path, measured):
     """The rows in the JSON at `path` of sections that are not measured now. Raises UserError for another file."""
     try:
-        return [row for row in json.loads(read_text(path))["rows"] if row["section"] not in measured]
-    except (LookupError, TypeError, ValueError):
-        raise cli.UserError(f"{path} is not a record of this benchmark; choose another --json") from None
+        kept = [row for row in json.loads(read_text(path))["rows"] if row["section"] not in measured]
+        if all(map(is_row, kept)):
+            return kept
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
+        pass
+    raise cli.UserError(f"{path} is not a record of this benchmark; choose another --json")
+
+
+def is_row(row):
+    """Whether a row from a file has what the tables read; raises the errors above where its form is another."""
+    low, high = row["spread"]
+    texts = [row[name] for name in ("section", "commit", "what", "unit")]
+    figures = [figure for figure in (row["ours"], row["rival"], row["ratio"], low, high) if figure is not None]
+    printable = all(isinstance(text, str) and text.isprintable() for text in texts)
+    return printable and all(map(math.isfinite, figures)) and isinstance(row["repeats"], int)
 
 
 if __name__ == "__main__":

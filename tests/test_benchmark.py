@@ -65,17 +65,33 @@ def test_every_row_has_figures_and_json_says_the_same_as_the_table(run, flags, m
 
 
 def test_only_measures_what_is_asked_for_and_keeps_the_other_sections_of_the_json(run, flags, tmp_path):
-    old = {"section": "memory", "commit": "0000000", "what": "kept"}
-    (tmp_path / "b.json").write_text(json.dumps({"rows": [old, old | {"section": "scoring"}]}))
+    old = measure.make_row("kept", "s", []) | {"section": "memory", "commit": "0000000"}
+    (tmp_path / "b.json").write_text(json.dumps({"rows": [old, {"section": "scoring"}]}))
     status, out, _ = run(benchmark, *flags, "--only", "scoring", "--json", "b.json")
     assert status == 0 and re.findall(r"^(\w+), measured in", out, re.MULTILINE) == ["scoring"]
     rows = json.loads((tmp_path / "b.json").read_text())["rows"]
     assert rows[0] == old and {row["section"] for row in rows[1:]} == {"scoring"}
     assert all(row["commit"] != "0000000" for row in rows[1:])
-    for damaged in ("", "[]", '{"rows": [1]}', '{"rows": 1}', '{"rows": [{}]}'):
-        (tmp_path / "b.json").write_text(damaged)
+
+
+def odd_rows():
+    """Rows in which one figure or text that the tables read is missing, or is none."""
+    row = measure.make_row("what", "s", [1.0], [2.0]) | {"section": "memory", "commit": "0000000"}
+    for name in row:
+        yield {key: value for key, value in row.items() if key != name}
+    yield from (row | {name: ["a"]} for name in row)
+    yield from (row | {name: odd} for name in ("ours", "ratio") for odd in ("1", 10**400, math.inf, math.nan))
+    yield from (row | {name: odd} for name in ("what", "commit") for odd in (None, 5, "two\nlines", "\ud800"))
+    yield from (row | {"spread": odd} for odd in (None, 1.0, [], [1.0], ["1", "2"], [1.0, 2.0, 3.0]))
+
+
+def test_another_file_than_a_record_is_refused_in_one_line_and_kept(run, flags, tmp_path):
+    files = ["", "[]", '{"rows": 1}', '{"rows": [1]}', '{"rows": {"a": 1}}', "[" * 100_000, "1" * 5000]
+    for odd in [*files, *(json.dumps({"rows": [row]}) for row in odd_rows())]:
+        (tmp_path / "b.json").write_text(odd)
         status, _, err = run(benchmark, *flags, "--only", "scoring", "--json", "b.json")
-        assert status == 2 and "not a record" in err and (tmp_path / "b.json").read_text() == damaged
+        assert status == 2 and "b.json is not a record of this benchmark" in err and err.count("\n") == 1, odd[:500]
+        assert (tmp_path / "b.json").read_text() == odd
 
 
 @pytest.mark.parametrize(
