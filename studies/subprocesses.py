@@ -35,15 +35,20 @@ QUICK_IMAGES = 1280
 
 
 def start(setting):
-    """Seconds from the start of a process to the end of its first step, to the scripts' imports, to torch's."""
-    torch_alone = "import json, time, torch; print(json.dumps({'imports': time.perf_counter()}))"
+    """Seconds from the start of a process to the end of its first step, to the scripts' imports, to torch's.
+
+    The imports also against that of torchvision, which imports torch and which the scripts do without.
+    """
+    program = "import json, time, {}; print(json.dumps({{'imports': time.perf_counter()}}))"
     jobs = {
         "first step": lambda: in_a_process(setting, "base", steps=1)["first step"],
         "scripts imported": lambda: in_a_process(setting)["imports"],
-        "torch imported": lambda: from_a_process(torch_alone)["imports"],
+        "torch imported": lambda: from_a_process(program.format("torch"))["imports"],
+        "torchvision imported": lambda: from_a_process(program.format("torchvision"))["imports"],
     }
     figures = in_turns(jobs, min(setting.repeats, 5), warm_up=not setting.quick)
-    for ours, rival in itertools.combinations(jobs, 2):
+    first, scripts, torch_alone, torchvision = jobs
+    for ours, rival in ((first, scripts), (first, torch_alone), (scripts, torch_alone), (scripts, torchvision)):
         yield make_row(f"process start to {ours} vs {rival}", "s", figures[ours], figures[rival])
 
 
