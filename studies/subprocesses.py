@@ -40,7 +40,7 @@ def start(setting):
 
     The imports also against that of torchvision, which imports torch and which the scripts do without.
     """
-    program = "import json, time, {}; print(json.dumps({{'imports': time.perf_counter()}}))"
+    program = "import json, time, {}; print(json.dumps({{'done at': {{'imports': time.perf_counter()}}, 'MiB': {{}}}}))"
     jobs = {
         "first step": lambda: in_a_process(setting, "base", steps=1)["first step"],
         "scripts imported": lambda: in_a_process(setting)["imports"],
@@ -88,9 +88,10 @@ def commands(setting):
 
 
 def memory(setting):
-    """Peak memory of a process that trains, against one that only imports, as images, addends and parameters grow.
+    """Memory of a process that trains, against one that only imports, as images, addends and parameters grow.
 
-    Of images mapped from disk the pages that were read count.
+    The peak of its resident memory, where the pages count that were read of images mapped from disk; and on Linux the
+    anonymous memory at its last step, which are all pages but those of files.
     """
     jobs = {"imports": {}, "an epoch": dict(name="base")}
     with tempfile.TemporaryDirectory() as folder:
@@ -102,12 +103,17 @@ def memory(setting):
             jobs |= {f"20 steps of {name}": few | dict(name=name) for name in ("tiny", "large")}
         jobs = {what: functools.partial(in_a_process, setting, **options) for what, options in jobs.items()}
         figures = in_turns(jobs, 1 if setting.quick else 2, warm_up=False)
-    peaks = {what: [taken["peak"] for taken in rounds] for what, rounds in figures.items()}
-    for what in list(jobs)[1:]:
-        yield make_row(f"peak of {what}, vs imports", "MiB", peaks[what], peaks["imports"])
+    imports = figures.pop("imports")
+
+    def of(rounds, kind):
+        return [taken[kind] for taken in rounds]
+
+    for what, rounds in figures.items():
+        for kind in ("peak", "anonymous"):
+            if all(of(imports, kind)):
+                yield make_row(f"{kind} in {what}", "MiB", of(rounds, kind), of(imports, kind))
         if setting.device.type == "cuda":
-            on_cuda = [taken["peak on CUDA"] for taken in figures[what]]
-            yield make_row(f"peak of {what}, on CUDA", "MiB", on_cuda)
+            yield make_row(f"peak in {what}, on CUDA", "MiB", of(rounds, "peak on CUDA"))
 
 
 def several(setting):
@@ -171,32 +177,41 @@ sys.exit(cli.run_script(train.main))
 """
 
 
+def status(field):
+    """A field of Linux's /proc/self/status in MiB; 0.0 on other systems."""
+    try:
+        return int(re.search(rf"{field}:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**10
+    except (OSError, TypeError):  # no /proc, or one without the field
+        return 0.0
+
+
 def peak_memory():
     """Peak resident memory of this process so far, in MiB.
 
     On Linux from VmHWM: ru_maxrss there starts at the peak of the process that started this one.
     """
-    try:
-        return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**10
-    except (OSError, TypeError):  # no /proc, or one without VmHWM
-        import resource  # not on Windows
+    if peak := status("VmHWM"):
+        return peak
+    import resource  # not on Windows
 
-        # in bytes on macOS, in KiB elsewhere
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    # in bytes on macOS, in KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def child(name, count, times, steps, dataset, data_dir, device, path, changes):
     """What a measured process does, once it has imported the scripts: `steps` steps of the model `name`, if any.
 
-    `path` is a file to map the images from, or None; `changes` are of the arguments of train.py. Prints JSON: when the
-    imports and the first step were done, on the clock of `now`, and the memory peaks in MiB.
+    `steps` None is an epoch; `path` is a file to map the images from, or None; `changes` are of the arguments of
+    train.py. Prints JSON: when the imports and the first step were done, on the clock of `now`, and MiB of memory: the
+    peaks, and what is anonymous at the last step.
     """
-    done_at = {"imports": time.perf_counter()}
+    done_at, memory = {"imports": time.perf_counter()}, {"anonymous": status("RssAnon")}
 
     def after_step(done):
         if done == 1:
             done_at["first step"] = now(device)
-        if done == steps:
+        if done == (steps or len(run.batches)):
+            memory["anonymous"] = status("RssAnon")
             raise EndTraining
 
     if name:
@@ -205,13 +220,14 @@ def child(name, count, times, steps, dataset, data_dir, device, path, changes):
         images, digits, _ = load_digits(dataset, data_dir, train=True)
         training = split_indices(len(images), len(images) // 12)[0][:count]
         images = map_images(path) if path else images[training.repeat(times)]
-        Run(name, (images, digits[training.repeat(times)]), device, epochs=1, **changes).train(after_step)
-    peaks = {"peak": peak_memory(), "peak on CUDA": torch.cuda.max_memory_allocated() / 2**20}
-    print(json.dumps(done_at | peaks))
+        run = Run(name, (images, digits[training.repeat(times)]), device, epochs=1, **changes)
+        run.train(after_step)
+    memory |= {"peak": peak_memory(), "peak on CUDA": torch.cuda.max_memory_allocated() / 2**20}
+    print(json.dumps({"done at": done_at, "MiB": memory}))
 
 
 def in_a_process(setting, name="", times=1, steps=None, folder=None, **changes):
-    """What a `child` in a process of its own prints, the times as seconds since the start of that process."""
+    """{name: figure} that a `child` in a process of its own prints, the times as seconds since that process began."""
     count = QUICK_IMAGES if setting.quick else len(setting.training[0])
     path = write_images(setting.first(count)[0], times, folder) if folder else None
     words = (name, count, times, steps, setting.dataset, setting.data_dir, str(setting.device), path, changes)
@@ -219,10 +235,10 @@ def in_a_process(setting, name="", times=1, steps=None, folder=None, **changes):
 
 
 def from_a_process(program):
-    """The JSON that a Python program prints, the times in it as seconds since the start of its process."""
+    """{name: figure} of the JSON that a Python program prints, the times as seconds since its process began."""
     start = time.perf_counter()
     printed = printed_by(program)
-    return {name: figure if name.startswith("peak") else figure - start for name, figure in printed.items()}
+    return {name: done - start for name, done in printed["done at"].items()} | printed["MiB"]
 
 
 def printed_by(program):

@@ -14,7 +14,7 @@ import data
 from studies import measure, subprocesses
 from support import cli
 
-CHILD = {"imports": 2.0, "first step": 3.0, "peak": 300.0, "peak on CUDA": 0.0}
+CHILD = {"imports": 2.0, "first step": 3.0, "peak": 300.0, "anonymous": 200.0, "peak on CUDA": 0.0}
 
 
 @pytest.fixture
@@ -54,6 +54,36 @@ def test_a_measured_process_reports_its_own_times_and_peak_of_memory(setting, mo
     assert 0 < measured["imports"] < time.perf_counter() - start and measured["peak on CUDA"] == 0
     assert subprocesses.peak_memory() > ballast.nbytes / 2**20 + 100
     assert 50 < measured["peak"] < subprocesses.peak_memory() - 400
+    assert measured["anonymous"] < measured["peak"]
+
+
+@pytest.mark.skipif(not subprocesses.status("RssAnon"), reason="this system does not tell the anonymous memory")
+def test_mapped_images_that_were_read_count_in_the_resident_memory_but_not_in_the_anonymous(tmp_path):
+    images = torch.ones(2**26 // 784, 1, 28, 28, dtype=torch.uint8)  # 64 MiB
+    before = {field: subprocesses.status(field) for field in ("VmRSS", "RssAnon")}
+    mapped = measure.map_images(measure.write_images(images, 1, tmp_path))
+    assert mapped.sum() == images.numel()
+    assert subprocesses.status("VmRSS") > before["VmRSS"] + 48
+    assert subprocesses.status("RssAnon") < before["RssAnon"] + 16
+    copied = mapped.clone()
+    assert subprocesses.status("RssAnon") > before["RssAnon"] + 48 and len(copied) == len(mapped)
+
+
+def test_memory_is_compared_with_that_of_the_imports(setting, monkeypatch):
+    asked = []
+
+    def in_a_process(setting, **options):
+        asked.append(options)
+        return CHILD | {"peak": 300.0 * len(asked), "anonymous": 0.0 if "folder" in options else 100.0 * len(asked)}
+
+    monkeypatch.setattr(subprocesses, "in_a_process", in_a_process)
+    rows = {row["what"]: row for row in subprocesses.memory(dataclasses.replace(setting, quick=False))}
+    assert asked[:9] == asked[9:] and asked[0] == {}  # two rounds
+    peak = rows["peak in 20 steps, 4 x the images"]  # the fourth of nine
+    assert (peak["ours"], peak["rival"]) == (300 * (4 + 13) / 2, 300 * (1 + 10) / 2)
+    assert rows["anonymous in 20 steps, 16 x the images on disk"]["ours"] == 0
+    monkeypatch.setattr(subprocesses, "in_a_process", lambda *_, **__: CHILD | {"anonymous": 0.0})  # not Linux
+    assert [row["what"] for row in subprocesses.memory(setting)] == ["peak in an epoch"]
 
 
 def test_a_measured_process_that_fails_is_one_line():
@@ -81,10 +111,10 @@ def test_a_measured_process_takes_the_steps_asked_for(setting, monkeypatch, tmp_
 
 def test_the_start_is_compared_with_the_imports_of_the_scripts_and_of_torch(setting, monkeypatch):
     monkeypatch.setattr(subprocesses, "in_a_process", lambda *_, **__: CHILD)
+    imported = r"import json, time, (\w+); print\(.*time\.perf_counter\(\).*\)"
     seconds = {"torch": 1.0, "torchvision": 4.0}
-    program = r"import json, time, (\w+); print\(json.dumps\({'imports': time.perf_counter\(\)}\)\)"
     monkeypatch.setattr(
-        subprocesses, "from_a_process", lambda text: {"imports": seconds[re.fullmatch(program, text)[1]]}
+        subprocesses, "from_a_process", lambda program: {"imports": seconds[re.fullmatch(imported, program)[1]]}
     )
     rows = list(subprocesses.start(setting))
     assert [(row["ours"], row["rival"]) for row in rows] == [(3.0, 2.0), (3.0, 1.0), (2.0, 1.0), (2.0, 4.0)]
