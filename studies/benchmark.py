@@ -11,8 +11,8 @@ anything per second. Figures are medians of the rounds (means for accuracies in
 ratio of a single round, or figure where there is no rival. Within a round
 everything is measured in turn, A B A B, so that a slow phase of a shared
 machine affects all alike. One more round comes first as a warm-up, except in
-`target`, `memory` and `several` and, with --quick, in `start`, `commands` and
-`growth`.
+`target`, `memory`, `allocator` and `several` and, with --quick, in `start`,
+`commands` and `growth`.
 """
 
 import functools
@@ -30,7 +30,7 @@ from support.flags import DATASETS
 
 # The functions below and in studies/subprocesses.py that measure a section, in the order in which they run.
 SECTION_NAMES = (
-    *("usual", "overhead", "target", "scoring", "latency", "start", "commands", "memory"),
+    *("usual", "overhead", "target", "scoring", "latency", "start", "commands", "memory", "allocator"),
     *("options", "profile", "growth", "several", "rival"),
 )
 

@@ -48,16 +48,17 @@ def now(device):
 
 
 def keep_memory():
-    """Make glibc's allocator keep what is freed, for stable figures.
+    """Make glibc's allocator keep what is freed, for stable figures; returns whether the C library is glibc.
 
-    It may return the memory of large tensors to the system after each step and have every page zeroed again in the
-    next; whether it does depends on the order of earlier allocations. The rival of the fast recipe took from 1 to 2
-    times the seconds for the same work, with up to a million page faults.
+    With its default settings it may return the memory of large tensors to the system after each step and have every
+    page zeroed again in the next. The section `allocator` shows what that costs.
     """
-    with contextlib.suppress(AttributeError, OSError):  # another C library
+    try:
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0)  # M_MMAP_MAX: no allocation of its own pages
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+    except (AttributeError, OSError, TypeError):  # another C library; Windows
+        return False
+    own_pages = mallopt(-4, 0)  # M_MMAP_MAX: no allocation has pages of its own
+    return bool(mallopt(-1, 2**31 - 1) and own_pages)  # M_TRIM_THRESHOLD
 
 
 def seconds_of(function, device):

@@ -21,11 +21,26 @@ import torch
 
 import train
 from data import load_digits, split_indices
-from studies.measure import EndTraining, Run, in_turns, make_row, map_images, now, write_images
+from studies.measure import (
+    EndTraining,
+    Run,
+    in_turns,
+    keep_memory,
+    make_row,
+    map_images,
+    now,
+    seconds_of,
+    write_images,
+)
 from support import cli
 from support.checkpoint import load_checkpoint
 from support.device import choose_device, set_deterministic
 from support.images import png
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK_IMAGES = 1280
@@ -116,6 +131,27 @@ def memory(setting):
             yield make_row(f"peak in {what}, on CUDA", "MiB", of(rounds, "peak on CUDA"))
 
 
+def allocator(setting):
+    """Training with `measure.keep_memory` against glibc's default settings: seconds, and minor page faults.
+
+    Of the rival of the fast recipe, in our layout and precision, and of the recipe itself; each round in processes of
+    its own. The rows of the defaults alone show how much those processes differ. No rows where the C library is not
+    glibc.
+    """
+    if setting.device.type != "cpu" or not keep_memory():
+        return
+    jobs = {
+        (recipe, kept): functools.partial(trained_in_a_process, setting, recipe, kept)
+        for recipe in ("rival", "fast")
+        for kept in (True, False)
+    }
+    figures = in_turns(jobs, setting.repeats, warm_up=False)
+    for recipe, unit in itertools.product(("rival", "fast"), ("s", "faults")):
+        ours, default = ([taken[unit] for taken in figures[recipe, kept]] for kept in (True, False))
+        yield make_row(f"{recipe}, memory kept vs glibc's defaults", unit, ours, default)
+        yield make_row(f"{recipe}, glibc's defaults", unit, default)
+
+
 def several(setting):
     """An epoch of `base` divided among processes by torchrun, against one process: CPU processes of one thread each.
 
@@ -192,8 +228,6 @@ def peak_memory():
     """
     if peak := status("VmHWM"):
         return peak
-    import resource  # not on Windows
-
     # in bytes on macOS, in KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
@@ -247,6 +281,35 @@ def printed_by(program):
     if done.returncode:
         raise cli.UserError("the measured process failed; its message is above")
     return json.loads(done.stdout)
+
+
+def trained(recipe, kept, count, dataset, data_dir, device):
+    """What a process of `allocator` does: train the recipe on `count` images, None: all, with memory `kept` or not.
+
+    Prints JSON: seconds and minor page faults of the training alone.
+    """
+    if kept:
+        keep_memory()
+    device = choose_device(device)
+    set_deterministic(False, device)
+    images, digits, _ = load_digits(dataset, data_dir, train=True)
+    training = images[:count], digits[:count]
+    if recipe == "rival":
+        from studies.rivals import FastestPublicRecipe  # imports torchvision
+
+        train_all = FastestPublicRecipe(*training, device, torch.channels_last, bfloat16=True).train
+    else:
+        train_all = Run(recipe, training, device).train
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    seconds = seconds_of(train_all, device)
+    print(json.dumps({"s": seconds, "faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before}))
+
+
+def trained_in_a_process(setting, recipe, kept):
+    """What `trained` prints in a process of its own."""
+    count = QUICK_IMAGES if setting.quick else None
+    words = (recipe, kept, count, setting.dataset, setting.data_dir, str(setting.device))
+    return printed_by(f"from studies import subprocesses; subprocesses.trained(*{words!r})")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ SPEED = {  # table: sections of benchmark.py
     "options": ("options",),
     "profile": ("profile",),
     "memory": ("memory",),
+    "allocator": ("allocator",),
     "growth": ("growth", "several"),
 }
 LADDER = ("ladder-machine", "ladder-ours", "ladder-rival", "ladder-target")

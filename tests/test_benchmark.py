@@ -40,7 +40,7 @@ def setting(small_dir, training):
 def test_every_row_has_figures_and_json_says_the_same_as_the_table(run, flags, monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "QUICK_IMAGES", 130)  # two batches of `base`
     monkeypatch.setattr(benchmark, "QUICK_TARGETS", (0.01, 0.02))
-    for name in ("start", "commands", "memory", "several"):  # in test_subprocesses.py
+    for name in ("start", "commands", "memory", "allocator", "several"):  # in test_subprocesses.py
         monkeypatch.setitem(benchmark.SECTIONS, name, lambda setting: [measure.make_row("", "s", [1.0])])
     status, out, _ = run(benchmark, *flags, "--json", "table.json")
     assert status == 0

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import time
+import types
 
 import pytest
 import torch
@@ -84,6 +85,39 @@ def test_memory_is_compared_with_that_of_the_imports(setting, monkeypatch):
     assert rows["anonymous in 20 steps, 16 x the images on disk"]["ours"] == 0
     monkeypatch.setattr(subprocesses, "in_a_process", lambda *_, **__: CHILD | {"anonymous": 0.0})  # not Linux
     assert [row["what"] for row in subprocesses.memory(setting)] == ["peak in an epoch"]
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.skipif(not subprocesses.resource, reason="Windows counts no page faults")
+@pytest.mark.parametrize("recipe", ["rival", "fast"])
+def test_the_faults_of_a_training_are_counted_with_memory_kept_or_not(setting, monkeypatch, recipe):
+    kept = []
+    monkeypatch.setattr(subprocesses, "keep_memory", lambda: kept.append(True) or True)
+    usage = itertools.count(1000, 5)
+    monkeypatch.setattr(subprocesses.resource, "getrusage", lambda who: types.SimpleNamespace(ru_minflt=next(usage)))
+    for keep in (False, True):
+        taken = subprocesses.trained_in_a_process(setting, recipe, keep)
+        assert taken["faults"] == 5 and 0 < taken["s"] < 60 and len(kept) == keep
+
+
+def test_the_allocator_is_compared_process_by_process_and_only_where_it_is_glibcs(setting, monkeypatch):
+    seconds = {("rival", True): [1.0, 1.0], ("rival", False): [2.0, 1.0], ("fast", True): [3.0, 3.0]}
+    seconds["fast", False] = [3.0, 3.0]
+    asked = []
+
+    def trained_in_a_process(setting, *job):
+        asked.append(job)
+        return {"s": seconds[job][asked.count(job) - 1], "faults": 100 if job[1] else 400}
+
+    monkeypatch.setattr(subprocesses, "trained_in_a_process", trained_in_a_process)
+    monkeypatch.setattr(subprocesses, "keep_memory", lambda: True)
+    rows = list(subprocesses.allocator(dataclasses.replace(setting, repeats=2)))
+    assert asked == [*seconds] * 2  # in turn
+    assert [row["unit"] for row in rows] == ["s", "s", "faults", "faults"] * 2
+    assert [row["ratio"] for row in rows] == [1 / 1.5, None, 0.25, None, 1, None, 0.25, None]
+    assert rows[0]["spread"] == [0.5, 1.0] and rows[1]["spread"] == [1.0, 2.0]
+    monkeypatch.setattr(subprocesses, "keep_memory", lambda: False)
+    assert not list(subprocesses.allocator(setting))
 
 
 def test_a_measured_process_that_fails_is_one_line():
