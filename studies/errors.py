@@ -40,7 +40,7 @@ import torch
 
 from data import ADDENDS, load_digits, split_indices
 from evaluate import answers, load_model, mean_probabilities, pair_outputs, score
-from studies.tables import table
+from studies.markdown import table
 from support import figures
 from support.calibration import BINS, calibration
 from support.checkpoint import ACCURACIES, check, whole

@@ -118,7 +118,7 @@ def main(argv=None):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, draw(design, runs))
             print(path)
-    record = RECORDS / "errors.json"
+    record = RECORDS / "errors-cpu.json"
     if record.exists():
         images = load_digits("mnist", ROOT / "data", train=False)[0]
         with support.figures.style("light"):

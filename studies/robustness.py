@@ -46,13 +46,13 @@ from tqdm import tqdm
 
 from data import generator_for, load_digits, split_indices
 from evaluate import answers, load_model, pair_outputs, score
-from studies.tables import table
+from studies.markdown import table
 from support import figures
 from support.checkpoint import CheckpointError
 from support.corruptions import KINDS, STRENGTHS, corrupt
 from support.curves import group_of
 from support.device import choose_device
-from support.files import read_text, write_atomically
+from support.files import write_atomically
 from support.runlog import environment
 
 QUICK_IMAGES = 100
@@ -117,11 +117,6 @@ def robustness_tables(record):
     for label, runs in groups.items():
         parts += [f"{label}, joint accuracy in % at the strengths 1 to 5, and both answers at {MIDDLE}:", detail(runs)]
     return {"robustness": "\n\n".join(parts)}
-
-
-def tables_of(path):
-    """The `robustness_tables` of the record in the file at `path`; a dash where there is none."""
-    return robustness_tables(json.loads(read_text(path))) if path.exists() else {"robustness": "–"}
 
 
 def detail(runs):

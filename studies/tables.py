@@ -8,7 +8,9 @@ import statistics
 import textwrap
 
 import train
+from studies.errors import errors_tables
 from studies.likeness import compare, distance, likeness_rows, published_figures, read_replay, summary
+from studies.markdown import table
 from studies.plan import (
     ABLATIONS,
     ENCODINGS,
@@ -28,6 +30,7 @@ from studies.plan import (
     weight_flags,
 )
 from studies.published import DESIGNS
+from studies.robustness import robustness_tables
 from support.cli import UserError
 from support.files import read_text
 
@@ -43,6 +46,7 @@ SPEED = {  # table: sections of benchmark.py
     "allocator": ("allocator",),
     "growth": ("growth", "several"),
 }
+ERRORS = tuple(f"errors-{name}" for name in ("machine", "calibration", "scores", "common", "agreement"))
 LADDER = ("ladder-machine", "ladder-ours", "ladder-rival", "ladder-target")
 SEARCHES = ("ablations", "base", "tiny", "large")  # of studies/search.py
 PUBLISHED_RIVAL = "batches of 256, rate 0.01"
@@ -60,6 +64,8 @@ PAGES = {  # page: the tables in it
     ),
     "studies/speed.md": ("speed-machine", *(f"speed-{name}" for name in SPEED), *LADDER, "precisions"),
     "studies/recipes.md": tuple(f"search-{name}" for name in SEARCHES),
+    "studies/robustness.md": ("robustness",),
+    "studies/errors.md": ERRORS,
     "logs/README.md": ("index",),
 }
 
@@ -71,15 +77,6 @@ def spread(folder, names, column, digits=2):
         return "–"
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{deviation}"
-
-
-def table(headings, rows):
-    """A Markdown table, padded so that it reads as plain text too."""
-    lines = [headings, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
-    padded = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    rule = " | ".join("-" * width for width in widths)
-    return "\n".join(f"| {line} |" for line in [padded[0], rule, *padded[1:]])
 
 
 def tables(folder, runs):
@@ -117,6 +114,8 @@ def tables(folder, runs):
         "ablations": ablations(row),
         **speed(folder / "benchmark-cpu.json"),
         **ladder(folder / "ladder-cpu.json"),
+        **recorded(folder / "robustness-cpu.json", robustness_tables, ("robustness",)),
+        **recorded(folder / "errors-cpu.json", errors_tables, ERRORS),
         **{f"search-{name}": search(folder / f"search-{name}.json") for name in SEARCHES},
         "encodings": study_table("encoding", {label: row(study_name(flags)) for label, flags in ENCODINGS.items()}),
         "precisions": study_table("precision", {label: row(study_name(flags)) for label, flags in PRECISIONS.items()}),
@@ -184,6 +183,11 @@ def ablations(row):
 def study_table(heading, rows):
     """The table of one study from its rows {label: cells}."""
     return table([heading, "seeds", "digit %", "sum %", "joint %"], [[label, *cells] for label, cells in rows.items()])
+
+
+def recorded(path, make_tables, names):
+    """What `make_tables` makes of the JSON at `path`; where there is none, dashes in place of the tables `names`."""
+    return make_tables(json.loads(read_text(path))) if path.exists() else dict.fromkeys(names, "–")
 
 
 def speed(path):
@@ -331,7 +335,7 @@ def index(folder, names):
         rows.append([f"`{prefix}`", str(number), used, *made])
     for path in sorted(folder.glob("*.json")):
         record = json.loads(read_text(path))
-        commits = {row["commit"] for row in record["rows"] if "commit" in row} or {record["commit"]}
+        commits = {row["commit"] for row in record.get("rows", ()) if "commit" in row} or {record["commit"]}
         machine = record["device"].removeprefix("cpu: ")
         rows += [[f"`{path.name}`", "", "", commit, record.get("date", ""), machine] for commit in sorted(commits)]
     return table(["records", "runs", "table", "commit", "date", "machine"], rows)

@@ -28,7 +28,8 @@ def start(path, *argv):
 
 
 def test_every_script_is_found():
-    studies = ["benchmark", "export", "figures", "ladder", "page", "replay", "reproduce"]
+    studies = ["benchmark", "distill", "errors", "export", "figures", "ladder", "page", "replay", "reproduce"]
+    studies += ["robustness", "search"]
     assert {path.stem for path in SCRIPTS} == {"evaluate", "model", "plot", "predict", "train", *studies}
 
 
@@ -37,7 +38,8 @@ def test_help_and_a_mistyped_flag_are_answered_without_a_slow_import(path):
     status, out, errors, imported = start(path, "--help")
     assert status == 0 and out.startswith("usage: python ") and not errors
     assert "argparse" in imported and not imported & SLOW
-    words = ["--hlep", *(["x"] if path.stem in ("plot", "replay") else [])]  # these two need an argument
+    needed = {"plot": ["x"], "replay": ["x"], "search": ["base"], "distill": ["--teachers", "x"]}
+    words = [*needed.get(path.stem, []), "--hlep"]
     status, out, errors, imported = start(path, *words)
     assert status == 2 and not out and len(errors) == 1 and not imported & SLOW
     assert errors[0].startswith(f"{path.name}: error: ") and "did you mean --help?" in errors[0]

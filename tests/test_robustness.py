@@ -13,6 +13,7 @@ import train
 from conftest import contents, same
 from data import generator_for, load_digits, split_indices
 from studies import robustness
+from studies.tables import recorded
 from studies.robustness import CLEAN, KINDS, MEAN, STRENGTHS
 from support.checkpoint import load_checkpoint, save_checkpoint
 from support.corruptions import corrupt
@@ -93,8 +94,9 @@ def test_seeds_are_averaged_and_lines_fit_a_page(scored):
 
 def test_a_missing_record_is_a_dash_and_one_that_is_there_its_tables(scored):
     folder, record, printed = scored
-    assert robustness.tables_of(folder / "none.json") == {"robustness": "–"}
-    assert robustness.tables_of(folder / "r.json") == {"robustness": printed} and record["networks"]
+    made = recorded(folder / "r.json", robustness.robustness_tables, ("robustness",))
+    assert made == {"robustness": printed} and record["networks"]
+    assert recorded(folder / "none.json", robustness.robustness_tables, ("robustness",)) == {"robustness": "–"}
 
 
 def test_the_figure_shows_every_kind_for_light_and_dark_pages(scored, tmp_path, monkeypatch):

@@ -1,0 +1,10 @@
+"""Tables as Markdown."""
+
+
+def table(headings, rows):
+    """A Markdown table, padded so that it reads as plain text too."""
+    lines = [headings, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+    padded = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    rule = " | ".join("-" * width for width in widths)
+    return "\n".join(f"| {line} |" for line in [padded[0], rule, *padded[1:]])
