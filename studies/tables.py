@@ -36,17 +36,21 @@ from support.files import read_text
 
 HEADS = ("digit", "sum", "joint")
 SPEED = {  # table: sections of benchmark.py
+    "fast": ("rival",),
+    "target": ("target",),
+    "commands": ("commands",),
+    "allocator": ("allocator",),
     "loop": ("usual", "overhead", "scoring", "latency"),
     "start": ("start",),
-    "commands": ("commands",),
-    "fast": ("rival", "target"),
     "options": ("options",),
     "profile": ("profile",),
     "memory": ("memory",),
-    "allocator": ("allocator",),
     "growth": ("growth", "several"),
 }
 ERRORS = tuple(f"errors-{name}" for name in ("machine", "calibration", "scores", "common", "agreement"))
+RIVALS = ("as published", "channels_last", "channels_last, bfloat16", "the same, flattened in place")
+COMMANDS = ("train.py --model fast", "evaluate.py --ckpt best.pt", "predict.py --ckpt logs/tiny.pt")
+NOT_RECORDED = "Not recorded yet."
 LADDER = ("ladder-machine", "ladder-ours", "ladder-rival", "ladder-target")
 SEARCHES = ("ablations", "base", "tiny", "large")  # of studies/search.py
 PUBLISHED_RIVAL = "batches of 256, rate 0.01"
@@ -62,7 +66,12 @@ PAGES = {  # page: the tables in it
         "ablations",
         *(f"likeness-{name}" for name in DESIGNS if published_figures(name)),
     ),
-    "studies/speed.md": ("speed-machine", *(f"speed-{name}" for name in SPEED), *LADDER, "precisions"),
+    "studies/speed.md": (
+        "speed-machine",
+        *(f"speed-{name}" for name in ("headline", "gain", *SPEED)),
+        *LADDER,
+        "precisions",
+    ),
     "studies/recipes.md": tuple(f"search-{name}" for name in SEARCHES),
     "studies/robustness.md": ("robustness",),
     "studies/errors.md": ERRORS,
@@ -203,8 +212,49 @@ def speed(path):
     if rounds:
         made["speed-machine"] = textwrap.fill(head.format(rounds[0], rounds[-1], made_by, **record), 118)
     for name, sections in SPEED.items():
-        made[f"speed-{name}"] = speed_table([row for row in record["rows"] if row["section"] in sections])
+        rows = [row for row in record["rows"] if row["section"] in sections]
+        made[f"speed-{name}"] = speed_table(rows) if rows else NOT_RECORDED
+    figures = {row["what"]: row for row in record["rows"]}
+    for name, sentences in (("headline", speed_headline), ("gain", speed_gain)):
+        try:
+            made[f"speed-{name}"] = sentences(figures)
+        except KeyError:  # a row that it is made of
+            made[f"speed-{name}"] = NOT_RECORDED
     return made
+
+
+def speed_headline(rows):
+    """The fast recipe against its rival, and whole commands, as a list; `rows` {what: row} of the benchmark."""
+    published, alike = (rows[f"training vs public recipe, {name}"] for name in (RIVALS[0], RIVALS[-1]))
+    accuracy = rows[f"test joint vs its test digit, {RIVALS[-1]}"]
+
+    def part(row):
+        low, high = map(figure, row["spread"])
+        return f"{figure(row['ratio'])} (single rounds: {low} to {high}) of the {figure(row['rival'])} s"
+
+    commands = [f"`{name.split(' --ckpt')[0]}` takes {figure(rows[name]['ours'])} s" for name in COMMANDS]
+    lines = [
+        f"The fast recipe trains for {figure(alike['ours'])} s, to a joint accuracy of {figure(accuracy['ours'])} % on "
+        "the test set.",
+        f"That is {part(alike)} of the fastest public recipe where it has our memory layout, precision and flattening, "
+        f"and {part(published)} that it takes as published. It learns the digit alone, to "
+        f"{figure(accuracy['rival'])} %.",
+        f"Whole commands: {', '.join(commands)}.",
+    ]
+    return "\n".join(textwrap.fill(line, 118, initial_indent="- ", subsequent_indent="  ") for line in lines)
+
+
+def speed_gain(rows):
+    """A sentence: the seconds that each change to the rival takes off, and those that lie between it and ours."""
+    taken = [rows[f"training vs public recipe, {name}"] for name in RIVALS]
+    seconds = [*(figure["rival"] for figure in taken), taken[0]["ours"]]
+    layout, precision, flattening, rest = (f"{a - b:.2f} s" for a, b in itertools.pairwise(seconds))
+    sentence = (
+        f"Of the {seconds[0] - seconds[-1]:.2f} s between the other as published and ours, the memory layout takes "
+        f"{layout}, then the precision {precision} and the flattening {flattening}; the last {rest} lie between the "
+        "recipes themselves (derived: differences of the medians)."
+    )
+    return textwrap.fill(sentence, 118)
 
 
 def speed_table(rows):
@@ -229,7 +279,7 @@ def ladder(path):
 def ladder_tables(record):
     """{name: Markdown} of the record of studies/ladder.py: changes to the fast recipe, settings of the rival.
 
-    Gains are paired with the recipe and with the rival as published, times with the recipe.
+    Gains are paired with the recipe or with the rival as published, times with both.
     """
     rows = {kind: [row for row in record["rows"] if row["kind"] == kind] for kind in ("ours", "rival")}
     recipe, made = rows["ours"][0], {}
@@ -239,16 +289,21 @@ def ladder_tables(record):
         for row in rows[kind]:
             gain = with_error([a - b for a, b in zip(row["accuracy"], reference["accuracy"], strict=True)], "+")
             slower = f", {paired(row, recipe, 'scoring'):.1f} times the scoring" if "shifts" in row["what"] else ""
-            seconds, time = f"{statistics.median(row['seconds']):.2f}", f"{paired(row, recipe, 'seconds'):.2f}"
+            times = [
+                statistics.median(row["seconds"]),
+                *(paired(row, other, "seconds") for other in (recipe, published)),
+            ]
             accuracy = with_error(row["accuracy"])
-            lines.append([row["what"] + slower, accuracy, "" if row is reference else gain, seconds, time])
-        made[f"ladder-{kind}"] = table(["change", head, "gain", "s", "time"], lines)
+            cells = [row["what"] + slower, accuracy, "" if row is reference else gain]
+            lines.append([*cells, *(f"{time:.2f}" for time in times)])
+        made[f"ladder-{kind}"] = table(["change", head, "gain", "s", "of ours", "of rival"], lines)
     return made | {"ladder-target": time_to_rival(rows)}
 
 
 def time_to_rival(rows):
-    """A sentence: the time of the recipe on as many images as it takes to reach the rival's mean accuracy, by
-    linear interpolation between half of the images, three quarters and all."""
+    """A sentence for each rival: the time of the recipe on as many images as it takes to reach its mean accuracy, by
+    linear interpolation between half of the images, three quarters and all; the difference where all do not reach it.
+    """
     shares = [row for row in rows["ours"] if "of the images" in row["what"]] + [rows["ours"][0]]
     points = [(statistics.mean(row["accuracy"]), statistics.median(row["seconds"])) for row in shares]
     lines = []
@@ -263,8 +318,9 @@ def time_to_rival(rows):
                 lines.append(f"To {name}, ours takes {reached:.2f} s, {reached / seconds:.2f} of its {seconds:.2f} s.")
                 break
         else:
-            lines.append(f"Ours does not reach {name}: {points[-1][0]:.2f} %.")
-    return "\n".join(lines)
+            short = with_error([a - b for a, b in zip(rows["ours"][0]["accuracy"], row["accuracy"], strict=True)], "+")
+            lines.append(f"Ours does not reach {name}; the difference is {short} points.")
+    return textwrap.fill(" ".join(lines), 118)
 
 
 def search(path):

@@ -12,7 +12,7 @@ from conftest import same
 from evaluate import predict_pairs
 from model import build_model
 from studies import benchmark, measure, rivals
-from studies.tables import speed_table
+from studies.tables import COMMANDS, NOT_RECORDED, RIVALS, speed, speed_table
 from support.checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ def test_every_row_has_figures_and_json_says_the_same_as_the_table(run, flags, m
         if row["unit"] not in ("exponent", "%"):
             assert min(figures) > 0, row
     whats = "\n".join(row["what"] for row in rows)
-    for word in ("2 workers", "its defaults", "base to", "fast to", "512 at", "16 x", "bfloat16", "as published"):
+    for word in ("2 workers", "its defaults", "base to", "fast to", "512 at", "16 x", *RIVALS):
         assert word in whats
     assert all(f"size {name}" in whats for name in ("tiny", "base", "large"))
 
@@ -235,3 +235,25 @@ def test_ratios_are_of_medians_and_the_spread_is_of_turns():
     calls = []
     figures = measure.in_turns({name: lambda name=name: calls.append(name) or 1.0 for name in "AB"}, repeats=2)
     assert calls == list("ABABAB") and figures == {"A": [1.0, 1.0], "B": [1.0, 1.0]}
+
+
+def test_the_page_has_its_tables_without_rows_of_a_section_and_its_sentences_from_those_they_need(tmp_path):
+    def made(rows):
+        (tmp_path / "b.json").write_text(json.dumps({"device": "cpu", "versions": "torch", "rows": rows}))
+        return speed(tmp_path / "b.json")
+
+    def row(section, what, *figures, unit="s"):
+        return measure.make_row(what, unit, *figures) | {"section": section, "commit": "0000000"}
+
+    rivals = [row("rival", f"training vs public recipe, {RIVALS[n]}", [2.0], [8.0 - n]) for n in range(4)]
+    rivals += [row("rival", f"test joint vs its test digit, {name}", [99.1], [99.0], unit="%") for name in RIVALS]
+    commands = [row("commands", command, [1.5]) for command in COMMANDS]
+    few = made(rivals)
+    assert "| training vs public recipe, as published " in few["speed-fast"]
+    assert few["speed-headline"] == few["speed-commands"] == few["speed-allocator"] == NOT_RECORDED
+    assert "Of the 6.00 s between the other as published and ours, the memory layout takes 1.00 s" in few["speed-gain"]
+    assert "the last 3.00 s lie" in few["speed-gain"].replace("\n", " ")
+    headline = made(rivals + commands)["speed-headline"].replace("\n ", "")
+    assert "trains for 2.00 s, to a joint accuracy of 99.10 %" in headline
+    assert "0.40 (single rounds: 0.40 to 0.40) of the 5.00 s" in headline and "0.25 (" in headline
+    assert "`evaluate.py` takes 1.50 s" in headline and set(made([])) == set(few)

@@ -13,8 +13,8 @@ import train
 from conftest import contents, same
 from data import generator_for, load_digits, split_indices
 from studies import robustness
-from studies.tables import recorded
 from studies.robustness import CLEAN, KINDS, MEAN, STRENGTHS
+from studies.tables import recorded
 from support.checkpoint import load_checkpoint, save_checkpoint
 from support.corruptions import corrupt
 
