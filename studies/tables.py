@@ -250,9 +250,9 @@ def speed_gain(rows):
     seconds = [*(figure["rival"] for figure in taken), taken[0]["ours"]]
     layout, precision, flattening, rest = (f"{a - b:.2f} s" for a, b in itertools.pairwise(seconds))
     sentence = (
-        f"Of the {seconds[0] - seconds[-1]:.2f} s between the other as published and ours, the memory layout takes "
-        f"{layout}, then the precision {precision} and the flattening {flattening}; the last {rest} lie between the "
-        "recipes themselves (derived: differences of the medians)."
+        f"Of the {seconds[0] - seconds[-1]:.2f} s between the other as published and ours, the memory layout accounts "
+        f"for {layout}, then the precision for {precision} and the flattening for {flattening}; the last {rest} lie "
+        "between the recipes themselves (derived: differences of the medians)."
     )
     return textwrap.fill(sentence, 118)
 
