@@ -2,9 +2,10 @@
 
 Reads one JSON object a line from stdin: `folder` to run in, `argv` of train.py (or of another `script`), and when to
 send SIGKILL: after `seconds`, or at the `event`-th step of the writing of files, or, with neither, never. A run is
-interrupted after so many `epochs` of its own, and gets so much `memory` in MiB beyond what the imports take. Answers
-each with one line of JSON: `status` as subprocess gives it, `seconds` it took, `events` there were. What the run
-prints goes to FOLDER.out.
+interrupted after so many `epochs` of its own, and gets so much `memory` in MiB beyond what the imports take. A run in
+`processes` is a job of torchrun's; its process of the last rank is killed in the epoch `dies`, counted from 0, after
+the first step. Answers each with one line of JSON: `status` as subprocess gives it, `seconds` it took, `events` there
+were. What the run prints goes to FOLDER.out.
 """
 
 import contextlib
@@ -20,8 +21,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch._dynamo  # noqa: F401 (else the first optimiser of every fork imports it)
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
 import evaluate
 import train
+from data import Batches
 from support import cli, files, runlog
 
 
@@ -55,13 +60,38 @@ def limit(epochs, memory):
     resource.setrlimit(resource.RLIMIT_AS, (taken + memory * 2**20,) * 2)
 
 
-def run(job, pipe):
-    """The run itself, in the forked process; the number of events goes into the pipe at its end."""
-    folder, argv, event, script = job["folder"], job["argv"], job.get("event"), job.get("script", "train")
+def enter(folder):
+    """Make the folder the current one, and FOLDER.out the place of what is printed."""
     os.chdir(folder)
     log = os.open(f"{folder}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+
+
+def die(doomed):
+    """Kill the process of the last rank in the epoch `doomed`, after its first step."""
+    epochs = Batches.epoch
+
+    def epoch(self, number):
+        for step, batch in enumerate(epochs(self, number)):
+            if (number, step) == (doomed, 1) and self.rank == self.world_size - 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+
+    Batches.epoch = epoch
+
+
+def run_in_processes(job):
+    """The run in several processes, as torchrun starts them, but forked; raises where one of them fails."""
+    how = {"run_id": "job", "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "start_method": "fork"}
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=job["processes"], max_restarts=0, **how)
+    elastic_launch(config, lambda: sys.exit(run(job)[0]))()
+    return 0, 0
+
+
+def run(job):
+    """The run itself, in the forked process; (exit status, number of events)."""
+    argv, event, script = job["argv"], job.get("event"), job.get("script", "train")
     count = 0
 
     def instant():
@@ -90,10 +120,11 @@ def run(job, pipe):
     sys.argv = [f"{script}.py"]
     if "memory" in job:
         limit(job["epochs"], job["memory"])
+    if "dies" in job:
+        die(job["dies"])
     status = cli.run_script({"train": train, "evaluate": evaluate}[script].main, argv)
     sys.stdout.flush()
-    os.write(pipe, str(count).encode())
-    return status
+    return status, count
 
 
 def main():
@@ -105,7 +136,9 @@ def main():
         if child == 0:
             status = 99
             try:
-                status = run(job, theirs)
+                enter(job["folder"])
+                status, events = run_in_processes(job) if "processes" in job else run(job)
+                os.write(theirs, str(events).encode())
             except BaseException:
                 traceback.print_exc()
             finally:

@@ -1,7 +1,6 @@
 """Several processes: together they do what one does, on the loopback interface."""
 
 import csv
-import os
 import re
 import subprocess
 import sys
@@ -17,13 +16,12 @@ from support.checkpoint import load_checkpoint
 WORLD = 2
 
 
-def launch(folder, *argv, program="train.py"):
+def launch(folder, *argv):
     """Run train.py in two gloo processes; (exit status, output of both streams)."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}"]
     done = subprocess.run(
-        [*command, str(ROOT / program), *map(str, argv)],
+        [*command, str(ROOT / "train.py"), *map(str, argv)],
         cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -95,30 +93,17 @@ def test_a_mistyped_flag_is_refused_in_each_process_before_they_meet(tmp_path):
     assert output.count("train.py: error: unrecognized arguments: --epoch 2; did you mean --epochs?") in (1, WORLD)
 
 
-def test_a_process_that_dies_ends_the_job_and_it_can_go_on(small_flags, in_two, tmp_path):
+def test_a_process_that_dies_ends_the_job_and_it_can_go_on(fork_run, small_flags, in_two, tmp_path):
     """Process 1 is killed in the second epoch, after a step that both took: process 0 has then saved the first.
 
     Resumed, the two end where two that were not disturbed do.
     """
-    (tmp_path / "dying.py").write_text(
-        f"import os, signal, sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "import train\n"
-        "from support import cli\n"
-        "from data import Batches\n"
-        "epochs = Batches.epoch\n"
-        "def epoch(self, number):\n"
-        "    for step, batch in enumerate(epochs(self, number)):\n"
-        "        if number == step == 1 and os.environ['RANK'] == '1':\n"
-        "            os.kill(os.getpid(), signal.SIGKILL)\n"
-        "        yield batch\n"
-        "Batches.epoch = epoch\n"
-        "sys.exit(cli.run_script(train.main))\n"
-    )
-    flags = [*small_flags, "--model", "two-branch-lenet", "--epochs", 2]
-    status, output = launch(tmp_path, *flags, program=tmp_path / "dying.py")
-    assert status != 0 and "Signal 9 (SIGKILL) received" in output
-    assert load_checkpoint(tmp_path / "last.pt")["epoch"] == 1
-    status, output = launch(tmp_path, "--resume", "last.pt", *flags)
-    assert status == 0, output
-    whole, resumed = (load_checkpoint(folder / "last.pt")["raw_weights"] for folder in (in_two[0], tmp_path))
+    folder, flags = tmp_path / "dies", [*small_flags, "--model", "two-branch-lenet", "--epochs", "2"]
+    folder.mkdir()
+    answer, said = fork_run(folder, flags, processes=WORLD, dies=1), tmp_path / "dies.out"
+    assert answer["status"] != 0 and "Signal 9 (SIGKILL) received" in said.read_text()
+    assert load_checkpoint(folder / "last.pt")["epoch"] == 1
+    answer = fork_run(folder, ["--resume", "last.pt", *flags], processes=WORLD)
+    assert answer["status"] == 0, said.read_text()
+    whole, resumed = (load_checkpoint(folder / "last.pt")["raw_weights"] for folder in (in_two[0], folder))
     assert same(whole, resumed)
