@@ -1,29 +1,24 @@
 """The tables: they come from the logs, and a stopped reproduction loses nothing."""
 
-import os
+import contextlib
 import signal
 import subprocess
-import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 import train
 from conftest import ROOT
+from data import Batches
 from model import build_model
 from studies import replay, reproduce
 from studies.plan import FAULTLESS, REPLAY, finished, plan
 from studies.published import DESIGNS
 from studies.tables import PAGES, tables
-from support.cli import UserError
+from support.cli import UserError, run_script
 
 COMMAND = "train.py --model tiny --dataset synthetic --epochs {} --val-size 100 --batch-size 64 --seed {}"
-
-
-def wait_for(condition, process):
-    """Return once the condition holds, or the process has ended without it."""
-    while not condition() and process.poll() is None:
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -31,15 +26,35 @@ def extra(small_dir):
     return ["--device", "cpu", "--data-dir", str(small_dir)]
 
 
+class InThisProcess:
+    """A stand-in for subprocess.Popen: the script's main, called at once, without the seconds of its imports."""
+
+    def __init__(self, words, stdout, env, **_):
+        module, argv = (replay, words[3:]) if words[1] == "-m" else (train, words[2:])
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stdout):
+            self.returncode = run_script(module.main, argv)
+
+    def poll(self):
+        return self.returncode
+
+    terminate = wait = poll
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(Popen=InThisProcess, STDOUT=subprocess.STDOUT))
+
+
 def test_the_tables_of_the_readme_are_those_of_the_logs(run):
     assert run(reproduce, "--check")[0] == 0
 
 
 def test_check_notices_a_changed_figure(run, monkeypatch, tmp_path):
+    made = tables(ROOT / "logs" / "records", plan())
+    monkeypatch.setattr(reproduce, "tables", lambda *_: made)  # for each page they would be made anew
     for page in PAGES:
         (tmp_path / page).parent.mkdir(exist_ok=True)
         (tmp_path / page).write_text((ROOT / page).read_text())
-    (tmp_path / "logs" / "records").symlink_to(ROOT / "logs" / "records")
     monkeypatch.setattr(reproduce, "ROOT", tmp_path)
     assert run(reproduce, "--check")[0] == 0
     for page in PAGES:
@@ -68,9 +83,10 @@ def test_the_plan_covers_every_design_and_its_mend():
             build_model(args.model, args.addend_encoding, args.sum_encoding)
 
 
-def test_a_replayed_design_is_run_and_known_again(tmp_path, mnist_dir):
+def test_a_replayed_design_is_run_and_known_again(tmp_path, small, extra, in_this_process, monkeypatch):
+    monkeypatch.setattr(replay, "load_digits", lambda name, folder, train: (*small, name))
     command = f"{REPLAY} narrow-trunk --epochs 1 --images 500"
-    reproduce.run_all({"n": command}, tmp_path, 1, ["--device", "cpu", "--data-dir", str(mnist_dir)])
+    reproduce.run_all({"n": command}, tmp_path, 1, extra)
     assert finished(tmp_path, "n", command) and str(tmp_path) not in (tmp_path / "n.txt").read_text()
     assert not finished(tmp_path, "n", f"{command} --seed 1")
     text = (tmp_path / "n.csv").read_text()
@@ -79,12 +95,12 @@ def test_a_replayed_design_is_run_and_known_again(tmp_path, mnist_dir):
         assert not finished(tmp_path, "n", command)
 
 
-def test_finished_runs_are_skipped_and_others_made(tmp_path, extra, capfd):
+def test_finished_runs_are_skipped_and_others_made(tmp_path, extra, in_this_process, capsys):
     runs = {"a": COMMAND.format(1, 0), "b": COMMAND.format(1, 1)}
     reproduce.run_all({"a": runs["a"]}, tmp_path, 1, extra)
     stamp = (tmp_path / "a.csv").stat().st_mtime_ns
     reproduce.run_all(runs, tmp_path, 1, extra)
-    assert "1 of 2 runs are there, 1 to do" in capfd.readouterr().out
+    assert "1 of 2 runs are there, 1 to do" in capsys.readouterr().out
     assert (tmp_path / "a.csv").stat().st_mtime_ns == stamp
     assert sorted(path.name for path in tmp_path.iterdir()) == [".work", "a.csv", "a.txt", "b.csv", "b.txt"]
     assert not list((tmp_path / ".work").iterdir())
@@ -92,7 +108,7 @@ def test_finished_runs_are_skipped_and_others_made(tmp_path, extra, capfd):
     assert not finished(tmp_path, "a", COMMAND.format(2, 0))  # another command is another run
 
 
-def test_runs_that_share_the_machine_say_so(tmp_path, extra):
+def test_runs_that_share_the_machine_say_so(tmp_path, extra, in_this_process):
     runs = {f"base-s{seed}": COMMAND.format(1, seed) for seed in (0, 1)}
     reproduce.run_all(runs, tmp_path, 2, extra)
     for name, command in runs.items():
@@ -107,27 +123,28 @@ def test_a_run_that_fails_is_named(tmp_path, extra):
         reproduce.run_all({"bad": COMMAND.format(1, 0).replace("100", "5000")}, tmp_path, 1, extra)
 
 
-def test_stopped_half_way_it_leaves_no_half_written_log_and_goes_on(tmp_path, extra):
-    """Interrupted while a run is under way, after its first epoch; then called again."""
-    command = COMMAND.format(400, 0)
-    program = f"""
-import pathlib, sys
-from studies import reproduce
-from support import cli
-run = lambda argv: reproduce.run_all({{"a": {command!r}}}, pathlib.Path({str(tmp_path)!r}), 1, {extra!r})
-sys.exit(cli.run_script(run))
-"""
-    process = subprocess.Popen(
-        [sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True
-    )
-    last = tmp_path / ".work" / "a" / "logs" / "a-last.pt"
-    wait_for(last.exists, process)
-    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
-    assert process.wait(60) == 130 and last.exists()
-    assert not list(tmp_path.glob("a.*"))
-    work = reproduce.start_run("a", command, tmp_path, extra, dict(os.environ))
-    output = tmp_path / ".work" / "a" / "output.txt"
-    wait_for(lambda: "continuing after epoch" in output.read_text(), work)
-    work.terminate()
-    work.wait(60)
-    assert "continuing after epoch" in output.read_text()
+def test_stopped_half_way_it_leaves_no_half_written_log_and_goes_on(tmp_path, extra, monkeypatch, request):
+    """Ctrl-C while a run is under way, after its first epoch, which goes to its process too; then called again."""
+    command, work, started = COMMAND.format(10_000, 0), tmp_path / ".work" / "a", []
+    last, start = work / "logs" / "a-last.pt", reproduce.start_run
+    monkeypatch.setattr(reproduce, "start_run", lambda *arguments: started.append(start(*arguments)) or started[0])
+
+    def sleep(seconds):
+        time.sleep(seconds)
+        if last.exists():
+            started[0].send_signal(signal.SIGINT)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduce, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    call = {"runs": {"a": command}, "folder": tmp_path, "jobs": 1, "extra": extra}
+    assert run_script(lambda argv: reproduce.run_all(**call)) == 130
+    assert started[0].returncode is not None and last.exists() and not list(tmp_path.glob("a.*"))
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    request.getfixturevalue("in_this_process")
+    monkeypatch.setattr(Batches, "epoch", interrupt)
+    with pytest.raises(UserError, match=r"the run a failed: .*interrupted"):
+        reproduce.run_all(**call)
+    assert "continuing after epoch" in (work / "output.txt").read_text()
