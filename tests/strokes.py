@@ -167,3 +167,15 @@ def drawn_pictures(per_kind=20, seed=0):
     for kind in KINDS:
         for number in range(per_kind):
             yield kind, number % 10, draw(kind, number % 10, random)
+
+
+def seven(**look):
+    """A dark 7 on light paper, uint8 [240, 240]."""
+    return on_paper(cover(7, np.random.default_rng(7), **look)).astype(np.uint8)
+
+
+def save(path, picture, mode=None, **options):
+    """Save a picture, converted to Pillow's `mode` where one is given; returns the path."""
+    image = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
+    (image.convert(mode, dither=Image.Dither.NONE) if mode else image).save(path, **options)
+    return path

@@ -2,12 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
+import data
 import evaluate
 from evaluate import interval, mean_losses, pair_outputs, predict_pairs, score
 from model import build_model
+from strokes import cover, on_paper, save
 
 
 def predictions(digits):
@@ -141,3 +144,45 @@ def test_the_losses_are_those_of_the_encoding(small):
     outputs = [torch.zeros(5, 10, 10), torch.full((5, 10, 1), 3.0)]
     losses = mean_losses([model], [outputs], torch.zeros(5, dtype=torch.int64))
     assert losses["sum_loss"] == pytest.approx(sum((3 - addend) ** 2 for addend in range(10)) / 10)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A folder as a test set
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "my-digits"
+    folder.mkdir()
+    for digit in range(10):
+        save(folder / f"{digit}_a.png", on_paper(cover(digit, np.random.default_rng(digit))))
+    return folder
+
+
+def test_a_folder_of_images_is_scored_with_all_ten_addends(run, trained, folder):
+    status, out, _ = run(evaluate, trained / "best.pt", "--dataset-folder", folder, "--json", "scores.json")
+    assert status == 0 and "my-digits test set, tiny: 10 images x 10 addends" in out
+    scores = json.loads((folder.parent / "scores.json").read_text())
+    images, digits, name = data.load_folder(folder)
+    assert images.shape == (10, 1, 28, 28) and digits.tolist() == list(range(10)) and name == "my-digits"
+    expected = evaluate.score(*evaluate.predict_pairs([evaluate.load_model(trained / "best.pt")[0]], images), digits)
+    assert scores["pairs"] == 100 and scores["joint_misses"] == expected["joint_misses"]
+    (folder / "0_a.png").rename(folder / "1_b.png")
+    assert data.load_folder(folder)[1].tolist() == [1, 1, *range(2, 10)]
+
+
+def test_a_folder_that_cannot_be_scored_is_refused(run, trained, folder, tmp_path):
+    def refused(*words):
+        status, out, err = run(evaluate, trained / "best.pt", "--dataset-folder", *words)
+        assert status == 2 and out == "" and err.count("\n") == 1
+        return err
+
+    assert "exclude each other" in refused(folder, "--dataset", "synthetic")
+    assert "there is no folder none" in refused("none")
+    assert "no image is in the folder" in refused(trained)
+    for name in ("seven.png", "17_a.png"):
+        (folder / "7_a.png").rename(folder / name)
+        assert f"{name} is not named by its digit; a 7 is 7_anything.png" in refused(folder)
+        (folder / name).rename(folder / "7_a.png")
+    save(folder / "3_b.png", np.full((60, 60), 99))
+    assert "3_b.png shows no ink" in refused(folder)
