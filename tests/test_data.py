@@ -164,9 +164,10 @@ def test_synthetic_cache_is_made_anew_where_it_is_damaged(small_dir, tmp_path, m
 def test_mnist_is_mnist(mnist_dir):
     images, digits, name = data.load_digits("auto", mnist_dir, train=True)
     assert name == "mnist" and images.shape == (60_000, 1, 28, 28) and images.dtype == torch.uint8
-    pixels = images.double() / 255
-    assert pixels.mean().item() == pytest.approx(data.MEAN, abs=1e-4)
-    assert pixels.std().item() == pytest.approx(data.STD, abs=1e-4)
+    shares = torch.bincount(images.flatten(), minlength=256).double() / images.numel()
+    greys = torch.arange(256) / 255
+    assert (shares @ greys.double()).item() == pytest.approx(data.MEAN, abs=1e-4)
+    assert (shares @ (greys - data.MEAN).double().square()).sqrt().item() == pytest.approx(data.STD, abs=1e-4)
     assert torch.bincount(digits).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     images, digits, _ = data.load_digits("mnist", mnist_dir, train=False)
     assert images.shape == (10_000, 1, 28, 28) and digits[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
