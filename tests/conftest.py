@@ -7,14 +7,21 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-import train
-from data import Batches
-from support import cli, synthetic
+from support import cli
+
+# The tests run in a process per core (pytest-xdist), each with one thread; where a test asks for more, they sleep while
+# they wait: threads that spin on busy cores take ten times as long. PyTorch reads this when it is imported, which is in
+# the fixtures: the process that hands out the tests needs no PyTorch.
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES_OF_A_RUN = ["best.pt", "last.pt", "logs/run-best.pt", "logs/run-last.pt", "logs/run.csv", "logs/run.txt"]
+
+
+def pytest_xdist_auto_num_workers(config):
+    """With -s, no processes but this one: what is printed in others is not shown."""
+    return 0 if config.option.capture == "no" else None
 
 
 def contents(folder):
@@ -25,7 +32,7 @@ def contents(folder):
 
 def same(first, second):
     """Whether two dicts of tensors are equal to the bit."""
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +47,8 @@ def mnist_dir():
 @pytest.fixture(scope="session")
 def small_dir(tmp_path_factory):
     """A data folder whose synthetic data set has 700 training and 150 test images."""
+    from support import synthetic
+
     folder = tmp_path_factory.mktemp("small")
     synthetic.save_synthetic(folder / "synthetic" / "train.npz", *synthetic.make_synthetic(700, seed=3))
     synthetic.save_synthetic(folder / "synthetic" / "test.npz", *synthetic.make_synthetic(150, seed=4))
@@ -49,6 +58,8 @@ def small_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def small(small_dir):
     """(images, digits) of the small training set."""
+    from support import synthetic
+
     return synthetic.load_synthetic(small_dir, train=True)
 
 
@@ -78,6 +89,8 @@ def run(tmp_path, monkeypatch, capsys):
 @pytest.fixture(scope="session")
 def trained(small_flags, tmp_path_factory):
     """A folder with the finished run "run" on the small data set."""
+    import train
+
     folder = tmp_path_factory.mktemp("trained")
     assert cli.run_script(train.main, [*small_flags, "--out", str(folder)]) == 0
     return folder
@@ -86,6 +99,8 @@ def trained(small_flags, tmp_path_factory):
 @pytest.fixture
 def stop_after(monkeypatch):
     """stop_after(n): the next runs are interrupted at the start of the epoch after n done ones; None: they are not."""
+    from data import Batches
+
     epochs = Batches.epoch
 
     def set_stop(done):
@@ -105,10 +120,7 @@ def fork_run():
     if not hasattr(os, "fork"):
         pytest.skip("this system cannot fork")
     command = [sys.executable, ROOT / "tests" / "killer.py"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # a fork has no threads but one
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
 
         def call(folder, argv, **when):
             print(json.dumps({"folder": str(folder), "argv": argv, **when}), file=process.stdin, flush=True)
@@ -120,4 +132,6 @@ def fork_run():
 @pytest.fixture(autouse=True)
 def _same_start():
     """Every test begins with the same global generator."""
+    import torch
+
     torch.manual_seed(0)

@@ -79,18 +79,28 @@ def test_the_comparison_sees_one_bit_and_one_figure(trained):
 # Stopped between two epochs
 
 
+@pytest.fixture
+def threads():
+    """threads(n): the rest of the test computes with n threads."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "number"),
     [
-        "--model tiny --augment 1 --addends-per-image 10",
-        "--model base --augment 1 --addends-per-image 3",
-        "--model tiny --augment 0 --addends-per-image 1 --averaging-eta 0",
-        "--model tiny --augment 1 --addends-per-image 10 --val-size 0",
+        ("--model tiny --augment 1 --addends-per-image 10", 1),
+        ("--model base --augment 1 --addends-per-image 3", 1),
+        ("--model tiny --augment 0 --addends-per-image 1 --averaging-eta 0", 1),
+        ("--model tiny --augment 1 --addends-per-image 10 --val-size 0", 1),
+        ("--model tiny --augment 1 --addends-per-image 1 --batch-size 100", 2),
     ],
 )
 def test_a_run_stopped_after_every_epoch_ends_with_the_same_bits(
-    run, small_flags, small_dir, stop_after, tmp_path, monkeypatch, flags
+    run, small_flags, small_dir, stop_after, threads, tmp_path, monkeypatch, flags, number
 ):
+    threads(number)
     machine = ["--device", "cpu", "--data-dir", small_dir]
     flags = [*small_flags, "--epochs", 3, "--val-size", 600, "--batch-size", 32, *flags.split()]
     status, out, _ = run(train, *flags)
