@@ -60,10 +60,12 @@ def corrupt(images, kind, strength, generator):
 def draw_mix(count, share, generator):
     """(maps, effects, noise) of an epoch in which each image is corrupted with the probability `share`.
 
-    Kind and strength are uniform. `maps` [count, 2, 3] and `effects` are those of `draw`, noise [NOISE] is normal.
+    The kind is uniform, the strength the smaller of two uniform ones: with as many strong corruptions as weak ones,
+    more accuracy on clean images was lost. `maps` [count, 2, 3] and `effects` are those of `draw`; noise [NOISE] is
+    normal.
     """
     kinds = torch.randint(len(KINDS), (count,), generator=generator)
-    strengths = torch.randint(1, len(STRENGTHS) + 1, (count,), generator=generator)
+    strengths = torch.randint(1, len(STRENGTHS) + 1, (2, count), generator=generator).amin(0)
     kinds[torch.rand(count, generator=generator) >= share] = -1
     return *draw(kinds, strengths, generator), torch.randn(NOISE, generator=generator)
 
