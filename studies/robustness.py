@@ -88,12 +88,16 @@ def score_all(models, images, digits, device):
 
 
 def grouped(record):
-    """{label: [{(kind, strength): row} of each run]}: the runs of a record, those of other seeds together."""
+    """{label: [{(kind, strength): row} of each run]}: the runs of a record, those of other seeds together.
+
+    The label is the name of the file without the seed, and the share of corrupted images in the training.
+    """
     groups = {}
     for network in record["networks"]:
-        label = group_of(re.sub(r"-(best|last)\.pt$", "", network["checkpoint"]))
+        name, last = re.fullmatch(r"(.*?)(?:-best|(-last))?(?:\.pt)?", network["checkpoint"]).groups()
+        label = group_of(f"{name}.pt") + (", last epoch" if last else "")
         if network["corrupted"]:
-            label += f", {network['corrupted']:g} corrupted"
+            label += f", share {network['corrupted']:g}"
         rows = {(row["kind"], row["strength"]): row for row in network["rows"]}
         groups.setdefault(label, []).append(rows)
     return groups
@@ -111,9 +115,9 @@ def robustness_tables(record):
     for strength in (0, *STRENGTHS):
         case = (MEAN, strength) if strength else (CLEAN, 0)
         cells = [spread([run[case]["joint"] for run in runs]) for runs in groups.values()]
-        lines.append([f"{MEAN}, strength {strength}" if strength else CLEAN, *cells])
+        lines.append([f"strength {strength}" if strength else CLEAN, *cells])
     headings = [f"{label} ({len(runs)} run{'s' * (len(runs) > 1)})" for label, runs in groups.items()]
-    parts = [textwrap.fill(head.format(**record), 118), table(["images", *headings], lines)]
+    parts = [textwrap.fill(head.format(**record), 118), table([MEAN, *headings], lines)]
     for label, runs in groups.items():
         parts += [f"{label}, joint accuracy in % at the strengths 1 to 5, and both answers at {MIDDLE}:", detail(runs)]
     return {"robustness": "\n\n".join(parts)}

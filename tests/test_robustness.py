@@ -67,7 +67,7 @@ def test_every_kind_and_strength_of_every_checkpoint_is_scored_by_itself(scored,
 def test_the_json_equals_the_table(scored):
     _, record, printed = scored
     assert printed == robustness.robustness_tables(record)["robustness"]
-    assert "| images " in printed and "first (1 run)" in printed and "other, 0.25 corrupted (1 run)" in printed
+    assert f"| {MEAN} | first (1 run) " in printed and "other, share 0.25 (1 run)" in printed
     details = re.split(r"^.* at the strengths .*:\n", printed, flags=re.MULTILINE)[1:]
     for network, detail in zip(record["networks"], details, strict=True):
         rows = {(row["kind"], row["strength"]): row for row in network["rows"]}
@@ -83,12 +83,15 @@ def test_seeds_are_averaged_and_lines_fit_a_page(scored):
     _, record, _ = scored
     record = copy.deepcopy(record)
     for number, network in enumerate(record["networks"]):
-        network |= {"checkpoint": f"base-s{number}-best.pt", "corrupted": 0.5}
+        network |= {"checkpoint": f"base-0.5-s{number}-best.pt", "corrupted": 0.5}
         for row in network["rows"]:
             row["joint"] = 90.0 + number
     made = robustness.robustness_tables(record)["robustness"]
-    assert "base, 0.5 corrupted (2 runs)" in made and made.count("90.50 ± 0.71") == 6
+    assert "base-0.5, share 0.5 (2 runs)" in made and made.count("90.50 ± 0.71") == 6
     assert "| 90.50 | 90.50 | 90.50 | 90.50 | 90.50 |" in made
+    record["networks"][1]["checkpoint"] = "base-0.5-s0-last.pt"
+    apart = robustness.robustness_tables(record)["robustness"]
+    assert "base-0.5, share 0.5 (1 run)" in apart and "base-0.5, last epoch, share 0.5 (1 run)" in apart
     assert all(len(line) <= (110 if line.startswith("|") else 118) for line in made.splitlines())
 
 
