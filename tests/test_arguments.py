@@ -23,6 +23,7 @@ BAD_VALUES = {
     "--val-size": "-1 half 0.1 700 701 60000",
     "--addends-per-image": "0 11 -1 2.5 ten",
     "--augment": "-0.1 5.01 nan strong",
+    "--augment-corruptions": "-0.1 1.1 nan half",
     # tiny has no argmax
     "--model": "huge BASE tiny+typo tiny+argmax tiny+mended+no-nine narrow-trunk+early-softmax",
     "--learning-rate": "0 -0.01 nan inf -inf 1e-400 fast",
@@ -46,7 +47,14 @@ BAD_VALUES = {
 CONTRADICTIONS = [
     *("--model base", "--seed 1", "--epochs 3", "--batch-size 63", "--learning-rate 0.0123", "--weight-decay 0.123"),
     *("--averaging-eta 0.123", "--addends-per-image 9", "--augment 0.123", "--val-size 0", "--dataset mnist"),
-    *("--run-name other", "--label-smoothing 0.123", "--digit-weight 0.123", "--sum-weight 0.123", "--deterministic"),
+    *(
+        "--augment-corruptions 0.123",
+        "--run-name other",
+        "--label-smoothing 0.123",
+        "--digit-weight 0.123",
+        "--sum-weight 0.123",
+        "--deterministic",
+    ),
 ]
 BAD_FOR_TRAIN = [
     *([flag, value] for flag, values in BAD_VALUES.items() for value in values.split()),

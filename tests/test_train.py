@@ -193,7 +193,13 @@ FLAGS_THAT_ACT = [
     *("--sum-encoding binary", "--sum-encoding scalar", "--sum-encoding scalar-rmse", "--sum-encoding shift"),
     *("--batch-size 32", "--optimizer adam", "--optimizer sgd", "--optimizer plain-sgd", "--schedule constant"),
     *("--learning-rate 0.003", "--lr 0.003", "--weight-decay 1", "--label-smoothing 0", "--digit-weight 0.5"),
-    *("--sum-weight 0.5", "--averaging-eta 0", "--averaging-eta 20", "--precision bfloat16"),
+    *(
+        "--sum-weight 0.5",
+        "--averaging-eta 0",
+        "--averaging-eta 20",
+        "--precision bfloat16",
+        "--augment-corruptions 0.5",
+    ),
 ]
 
 
