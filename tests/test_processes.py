@@ -100,10 +100,11 @@ def test_a_process_that_dies_ends_the_job_and_it_can_go_on(fork_run, small_flags
     """
     folder, flags = tmp_path / "dies", [*small_flags, "--model", "two-branch-lenet", "--epochs", "2"]
     folder.mkdir()
-    answer, said = fork_run(folder, flags, processes=WORLD, dies=1), tmp_path / "dies.out"
-    assert answer["status"] != 0 and "Signal 9 (SIGKILL) received" in said.read_text()
+    answer, output = fork_run(folder, flags, processes=WORLD, dies=1), tmp_path / "dies.out"
+    # which of the two ends first, and is reported, is open
+    assert answer["status"] != 0 and re.search(r"\(SIGKILL\)|process 0 of 2 lost the others", output.read_text())
     assert load_checkpoint(folder / "last.pt")["epoch"] == 1
     answer = fork_run(folder, ["--resume", "last.pt", *flags], processes=WORLD)
-    assert answer["status"] == 0, said.read_text()
+    assert answer["status"] == 0, output.read_text()
     whole, resumed = (load_checkpoint(folder / "last.pt")["raw_weights"] for folder in (in_two[0], folder))
     assert same(whole, resumed)

@@ -21,6 +21,12 @@ from support.cli import UserError, run_script
 COMMAND = "train.py --model tiny --dataset synthetic --epochs {} --val-size 100 --batch-size 64 --seed {}"
 
 
+@pytest.fixture(autouse=True)
+def _one_core(monkeypatch):
+    """A run gets a thread for each core; in the tests, which run side by side, it gets one."""
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+
+
 @pytest.fixture
 def extra(small_dir):
     return ["--device", "cpu", "--data-dir", str(small_dir)]
