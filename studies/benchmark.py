@@ -270,7 +270,8 @@ def profile(setting):
         total = sum(spent.values())
         largest = sorted(spent, key=spent.get, reverse=True)[:OPERATORS]
         for operator in largest:
-            yield make_row(f"{name}: {operator.removeprefix('aten::')}", "%", [100 * spent[operator] / total])
+            label = operator.removeprefix("aten::").removeprefix("autograd::engine::evaluate_function: ")
+            yield make_row(f"{name}: {label}", "%", [100 * spent[operator] / total])
         rest = total - sum(spent[operator] for operator in largest)
         yield make_row(f"{name}: {len(spent) - OPERATORS} others together", "%", [100 * rest / total])
 

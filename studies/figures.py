@@ -32,6 +32,7 @@ if __name__ == "__main__":
 import plot
 import support.figures
 from data import load_digits
+from studies import robustness
 from studies.errors import draw_misread
 from studies.likeness import published_figures, read_replay
 from support.files import read_text, write_atomically
@@ -124,6 +125,10 @@ def main(argv=None):
         with support.figures.style("light"):
             figure = draw_misread(json.loads(read_text(record)), images, "light")
             print(*support.figures.save(figure, Path(args.out) / "studies" / "errors", ["svg"]))
+    record = RECORDS / "robustness-cpu.json"
+    if record.exists():
+        record = json.loads(read_text(record))
+        print(*robustness.write_figures(record, Path(args.out) / "studies" / "robustness.svg"))
     runs = [str(path) for size in ("base", "tiny") for path in sorted(RECORDS.glob(f"{size}-s*.csv"))]
     place = ["--out", str(Path(args.out) / "docs" / "figures"), "--format", "svg", "--data-dir", str(ROOT / "data")]
     words = [str(ROOT / "logs" / "tiny.pt"), *runs, *place]

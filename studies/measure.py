@@ -124,10 +124,8 @@ class Run:
     def __init__(self, name, training, device, memory_format=torch.channels_last, fused=True, **changes):
         args = argparse.Namespace(**vars(train.parse_arguments(["--model", name])[0]) | changes)
         model, self.optimizer, self.averaged = train.build(args, device, memory_format, fused)
-        changes = dict(augment=args.augment, corrupted=args.augment_corruptions)
-        self.batches = model.Batches(
-            *training, args.batch_size, args.seed, args.addends_per_image, device=device, **changes
-        )
+        given = args.batch_size, args.seed, args.addends_per_image, args.augment, device
+        self.batches = model.Batches(*training, *given, corrupted=args.augment_corruptions)
         self.network, self.notes = graphs.choose_network(args, model, self.batches)  # notes: what is unavailable
         self.args, self.device, self.model = args, device, model
         self.scored = self.averaged.module if self.averaged else model  # what is validated and tested

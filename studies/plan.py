@@ -12,6 +12,7 @@ from support.files import read_text
 
 OURS = {"base": range(5), "tiny": range(5), "large": range(5), "fast": range(10)}  # size: seeds
 OTHER_SEEDS = range(3)
+CORRUPTED = 0.25  # share of the training images, chosen on held-out images: studies/robustness.md
 PUBLISHED_SEEDS = {"two-branch-lenet": range(5)}  # one of the first three collapses, so its spread needs more
 OUR, REPLAY = "train.py --dataset mnist", "-m studies.replay"
 STUDY_EPOCHS = 3  # of the studies of encodings, weights and precision
@@ -108,7 +109,10 @@ def groups():
 
     A command is the words after "python": a script of ours, or a module of studies, with its flags.
     """
-    found = {name: {} for name in ("results", "encodings", "precisions", "weights", "published", "tries", "ablations")}
+    found = {
+        name: {}
+        for name in ("results", "encodings", "precisions", "weights", "robustness", "published", "tries", "ablations")
+    }
     for size, seeds in OURS.items():
         precision = "float32" if size == "tiny" else "bfloat16"  # what auto chose when these were recorded
         found["results"] |= {f"{size}-s{n}": f"{OUR} --model {size} --seed {n} --precision {precision}" for n in seeds}
@@ -122,6 +126,8 @@ def groups():
             precision = "" if "--precision" in flags else "--precision float32"
             words = " ".join(f"{OUR} {flags} {precision} --epochs {STUDY_EPOCHS}".split())
             found[group] |= {f"{study_name(flags)}-s{n}": f"{words} --seed {n}" for n in OTHER_SEEDS}
+    corrupted = f"{OUR} --model base --precision bfloat16 --augment-corruptions {CORRUPTED}"
+    found["robustness"] = {f"base-corrupted-s{n}": f"{corrupted} --seed {n}" for n in OTHER_SEEDS}
     for design in DESIGNS:
         seeds = PUBLISHED_SEEDS.get(design, OTHER_SEEDS)
         found["published"] |= {f"{design}-published-s{n}": f"{REPLAY} {design} --seed {n}" for n in seeds}

@@ -30,7 +30,9 @@ from pathlib import Path
 
 from support import cli
 
-GROUPS = ("results", "encodings", "precisions", "weights", "published", "tries", "ablations")  # of studies.plan
+GROUPS = (  # of studies.plan
+    *("results", "encodings", "precisions", "weights", "robustness", "published", "tries", "ablations"),
+)
 
 
 def make_parser():
