@@ -37,7 +37,8 @@ GROUPS = (  # of studies.plan
 
 def make_parser():
     parser = cli.Parser(__doc__)
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=GROUPS, help="run only what these tables need")
+    names = ", ".join(GROUPS)
+    parser.add_argument("--only", nargs="+", choices=GROUPS, metavar="TABLE", help=f"run only what these need: {names}")
     parser.add_argument("--check", action="store_true", help="compare the tables with the logs, run nothing")
     parser.add_argument("--quick", action="store_true", help="one seed, one epoch, nothing kept")
     parser.add_argument("--jobs", type=cli.integer(1), help="runs at a time, on shared cores (default: 1, quick: all)")
@@ -167,7 +168,7 @@ def main(argv=None):
             print("one epoch of 15,000 images each, whatever the column says:\n")
             made = tables(Path(folder), runs)
             shown = ("results", "published", "encodings", "precisions", "weights")
-            print("\n\n".join(made[name] for name in shown if name in args.only))
+            print("\n\n".join(made[name] for name in shown if name in (args.only or shown)))
         return 0
     if not args.check:
         require_matplotlib()
