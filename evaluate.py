@@ -8,7 +8,7 @@ Every test image is paired with every addend: 100,000 pairs. Joint accuracy
 counts the pairs with both answers right. The default network on MNIST takes
 half a second on two cores and prints, among other scores:
 
-    mnist test: joint accuracy   99.513 %     487 of 100,000 wrong
+    mnist test: joint accuracy   99.568 %     432 of 100,000 wrong
 """
 
 import json

@@ -322,7 +322,7 @@ def test_a_machine_without_the_memory_says_so(run, small_flags, monkeypatch):
 
     for demand in (lambda: torch.empty(2**50), lambda: bytearray(2**60), refuse):
         with monkeypatch.context() as patch:
-            patch.setattr(TwoHeadNet, "Batches", lambda *_, demand=demand: demand())
+            patch.setattr(TwoHeadNet, "Batches", lambda *_, demand=demand, **__: demand())
             status, _, err = run(train, *small_flags)
         assert status == 2 and err.count("\n") == 1 and "not enough memory" in err and "--batch-size" in err
     assert run(train, *small_flags)[0] == 0  # the refused starts are not in the way

@@ -108,7 +108,8 @@ def test_finished_runs_are_skipped_and_others_made(tmp_path, extra, in_this_proc
     reproduce.run_all(runs, tmp_path, 1, extra)
     assert "1 of 2 runs are there, 1 to do" in capsys.readouterr().out
     assert (tmp_path / "a.csv").stat().st_mtime_ns == stamp
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".work", "a.csv", "a.txt", "b.csv", "b.txt"]
+    there = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert there == [".checkpoints/a.pt", ".checkpoints/b.pt", "a.csv", "a.txt", "b.csv", "b.txt"]
     assert not list((tmp_path / ".work").iterdir())
     assert str(tmp_path) not in (tmp_path / "a.txt").read_text()
     assert not finished(tmp_path, "a", COMMAND.format(2, 0))  # another command is another run

@@ -64,7 +64,7 @@ def test_mapped_images_that_were_read_count_in_the_resident_memory_but_not_in_th
     images = torch.ones(2**26 // 784, 1, 28, 28, dtype=torch.uint8)  # 64 MiB
     before = {field: subprocesses.status(field) for field in ("VmRSS", "RssAnon")}
     mapped = measure.map_images(measure.write_images(images, 1, tmp_path))
-    assert mapped.sum() == images.numel()
+    assert mapped.min() == 1  # reads every page, and needs no memory for that
     assert subprocesses.status("VmRSS") > before["VmRSS"] + 48
     assert subprocesses.status("RssAnon") < before["RssAnon"] + 16
     copied = mapped.clone()
