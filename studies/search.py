@@ -206,9 +206,7 @@ ABLATIONS = {
     **{f"averaging exponent {eta}": dict(averaging_eta=eta) for eta in (3.0, 20.0)},
     "no averaging": dict(averaging_eta=0.0),
     "mean of the last quarter": dict(average=LastQuarter),
-    "mean of the last quarter, constant rate 0.003": dict(
-        average=LastQuarter, schedule="constant", learning_rate=0.003
-    ),
+    "mean of a quarter, constant rate 0.003": dict(average=LastQuarter, schedule="constant", learning_rate=0.003),
     **{f"label smoothing {share}": dict(label_smoothing=share) for share in (0.0, 0.05, 0.2)},
     **{f"weight decay {decay}": dict(weight_decay=decay) for decay in (0.0, 0.03, 0.3)},
     "half the width": dict(network=dict(stages=((8,), (16,), (32,)), features=32, hidden=64)),

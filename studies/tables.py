@@ -357,7 +357,7 @@ def search_table(record):
         deviation = f" ± {statistics.stdev(joint):.3f}" if len(joint) > 1 else ""
         cells = [f"{statistics.mean(joint):.3f}{deviation}", gain, verdict, f"{agreement:.3f}", f"{seconds:.0f}"]
         lines.append([what, str(len(rows)), *cells])
-    return table(["change", "seeds", "joint %", "difference", "", "heads agree %", "s"], lines)
+    return table(["change", "seeds", "joint %", "difference", "", "agree %", "s"], lines)
 
 
 def paired(row, reference, name):
