@@ -355,8 +355,9 @@ def describe(change):
     return json.loads(json.dumps(change, default=name))
 
 
-def read_record(path, search):
-    """The record at `path`, which this search is to continue. Raises UserError where it is none."""
+def read_record(path, search, setting):
+    """The record at `path`, which this search is to continue. Raises UserError where it is none, or its entries differ
+    from those in `setting`: other images or versions do not belong in one table."""
     try:
         record = json.loads(read_text(path))
         right = record["search"] == search and all(
@@ -371,6 +372,9 @@ def read_record(path, search):
         right = False
     if not right:
         raise cli.UserError(f"--json {path} holds no figures of the search {search}; choose another file")
+    for name, value in setting.items():
+        if record.get(name) != value:
+            raise cli.UserError(f"--json {path} has other {name}: {record.get(name)}; choose another file")
     return record
 
 
@@ -394,8 +398,10 @@ def main(argv=None):
     if args.quick:
         images, digits, settings = images[:QUICK_IMAGES], digits[:QUICK_IMAGES], settings | {"epochs": 1}
     where = environment(device)
-    record = read_record(path, args.search) if path and path.exists() else {"search": args.search, "rows": []}
-    record |= where | {"data set": f"{dataset}: {len(images):,d} images"}
+    setting = {"data set": f"{dataset}: {len(images):,d} images", "versions": where["versions"]}
+    record = {"search": args.search, "rows": []} | where | setting
+    if path and path.exists():
+        record |= read_record(path, args.search, setting)
     done = {(row["what"], row["seed"]): row for row in record["rows"]}
     jobs = [(seed, what) for seed in range(seeds) for what in chosen]
     for seed, what in tqdm(jobs, unit="training", leave=False, disable=None):

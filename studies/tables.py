@@ -195,8 +195,16 @@ def study_table(heading, rows):
 
 
 def recorded(path, make_tables, names):
-    """What `make_tables` makes of the JSON at `path`; where there is none, dashes in place of the tables `names`."""
-    return make_tables(json.loads(read_text(path))) if path.exists() else dict.fromkeys(names, "–")
+    """What `make_tables` makes of the JSON at `path`; where there is none, dashes in place of the tables `names`.
+
+    Raises UserError where it is not the record that `make_tables` reads.
+    """
+    if not path.exists():
+        return dict.fromkeys(names, "–")
+    try:
+        return make_tables(json.loads(read_text(path)))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        raise UserError(f"{path} is damaged, or of another version; make it again, or remove it") from None
 
 
 def speed(path):

@@ -16,6 +16,7 @@ from studies import robustness
 from studies.robustness import CLEAN, KINDS, MEAN, STRENGTHS
 from studies.tables import recorded
 from support.checkpoint import load_checkpoint, save_checkpoint
+from support.cli import UserError
 from support.corruptions import corrupt
 
 
@@ -181,3 +182,10 @@ def test_the_flag_of_train_changes_the_weights_and_a_continued_run_keeps_it(run,
 def test_a_share_out_of_range_is_refused(run, small_flags, value):
     status, _, err = run(train, *small_flags, "--augment-corruptions", value)
     assert status == 2 and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"networks": [{"checkpoint": 1}]}', '{"networks": null}'])
+def test_a_damaged_record_is_named_in_place_of_a_table(tmp_path, content):
+    (tmp_path / "r.json").write_text(content)
+    with pytest.raises(UserError, match="damaged"):
+        recorded(tmp_path / "r.json", robustness.robustness_tables, ("robustness",))

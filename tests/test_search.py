@@ -150,6 +150,10 @@ def test_a_search_goes_on_where_it_stopped(run, small_dir, tmp_path):
             (tmp_path / "s.json").write_text(json.dumps(record | damage))
             status, _, err = run(search, *flags, "--json", "s.json")
             assert status == 2 and "holds no figures" in err and err.count("\n") == 1
+        for entry in ("data set", "versions"):
+            (tmp_path / "s.json").write_text(json.dumps(record | {entry: "others"}))
+            status, _, err = run(search, *flags, "--json", "s.json")
+            assert status == 2 and f"has other {entry}: others" in err
     status, _, err = run(search, *flags, "--only", "K = 11")
     assert status == 2 and "K = 11" in err
 
