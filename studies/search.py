@@ -242,27 +242,37 @@ ABLATIONS = {
     "sum without parameters": dict(sum_encoding="shift"),
     **{f"{epochs} epochs": dict(epochs=epochs) for epochs in (1, 2, 5, 10, 20, 30)},
 }
-ONE, TWO = ((16,), (32,), (64,)), ((16,), (32,), (64, 64))  # channels of the stages
-BASE = {"network": dict(stages=TWO)}
 TRIES = {
     "base": {
-        "channels 16 / 32 / 64, 64": BASE,
-        "channels 16 / 32 / 64": dict(network=dict(stages=ONE)),
-        "channels 16 / 32, 32 / 48, 64": dict(network=dict(stages=((16,), (32, 32), (48, 64)))),
-        "augmentation 0.75": BASE | dict(augment=0.75),
-        "augmentation 1": BASE | dict(augment=1.0),
-        "label smoothing 0.05": BASE | dict(label_smoothing=0.05),
-        "label smoothing 0.2": BASE | dict(label_smoothing=0.2),
-        "weight decay 0.2": BASE | dict(weight_decay=0.2),
-        "K = 4": BASE | dict(addends_per_image=4),
-        "batches of 256, rate 0.015": BASE | dict(batch_size=256, learning_rate=0.015),
-        "averaging exponent 3": BASE | dict(averaging_eta=3.0),
-        "hidden layer of 192": dict(network=dict(stages=TWO, hidden=192)),
-        "float32": BASE | dict(precision="float32"),
+        "as it is": {},
+        "channels 16 / 32 / 64": dict(network=dict(stages=((16,), (32,), (64,)))),
+        "channels 16 / 32, 32 / 64, 64": dict(network=dict(stages=((16,), (32, 32), (64, 64)), features=60)),
+        "channels 16, 16 / 32, 32 / 64, 64": dict(network=dict(stages=((16, 16), (32, 32), (64, 64)), features=56)),
+        "channels 24 / 40 / 64, 64": dict(network=dict(stages=((24,), (40,), (64, 64)), features=60)),
+        **{f"Muon, rate {rate}": dict(optimizer_class=Muon, learning_rate=rate) for rate in (0.005, 0.01)},
+        "SGD, rate 0.2": dict(optimizer="sgd", learning_rate=0.2, weight_decay=5e-4),
+        "rate 0.02": dict(learning_rate=0.02),
+        "no warm-up": dict(schedule_function=no_warm_up),
+        "linear decay": dict(schedule_function=linear),
+        "augmentation 0.75": dict(augment=0.75),
+        "augmentation 1": dict(augment=1.0),
+        "label smoothing 0.05": dict(label_smoothing=0.05),
+        "label smoothing 0.2": dict(label_smoothing=0.2),
+        "weight decay 0.2": dict(weight_decay=0.2),
+        "K = 4": dict(addends_per_image=4),
+        "batches of 64, rate 0.007": dict(batch_size=64, learning_rate=0.007),
+        "batches of 256, rate 0.015": dict(batch_size=256, learning_rate=0.015),
+        "averaging exponent 3": dict(averaging_eta=3.0),
+        "hidden layer of 192": dict(network=dict(hidden=192)),
+        "float32": dict(precision="float32"),
     },
     "tiny": {
         "as it is": {},
         "14 epochs": dict(epochs=14),
+        **{f"Muon, rate {rate}": dict(optimizer_class=Muon, learning_rate=rate) for rate in (0.01, 0.02)},
+        "SGD, rate 0.2": dict(optimizer="sgd", learning_rate=0.2, weight_decay=5e-4),
+        "no warm-up": dict(schedule_function=no_warm_up),
+        "linear decay": dict(schedule_function=linear),
         "augmentation 0.25": dict(augment=0.25),
         "augmentation 0.75": dict(augment=0.75),
         "label smoothing 0": dict(label_smoothing=0.0),
@@ -270,17 +280,28 @@ TRIES = {
         "weight decay 0.02": dict(weight_decay=0.02),
         "rate 0.03": dict(learning_rate=0.03),
         "batches of 64": dict(batch_size=64),
+        "batches of 256, rate 0.03": dict(batch_size=256, learning_rate=0.03),
         "K = 4": dict(addends_per_image=4),
         "bfloat16": dict(precision="bfloat16"),
         "channels 8 / 16 / 16, 16": dict(network=dict(stages=((8,), (16,), (16, 16)))),
+        "channels 8 / 16 / 24, 16": dict(network=dict(stages=((8,), (16,), (24, 16)))),
         "channels 6 / 12, 16 / 16, 20": dict(network=dict(stages=((6,), (12, 16), (16, 20)), groups=4)),
     },
     "large": {
-        "augmentation 1": dict(augment=1.0),
+        "as it is": {},
         "augmentation 1.5": dict(augment=1.5),
-        "augmentation 1, rate 0.005": dict(augment=1.0, learning_rate=0.005),
-        "augmentation 1, elastic distortion": dict(augment=1.0, batches=ElasticBatches),
-        "augmentation 1, label smoothing 0.05": dict(augment=1.0, label_smoothing=0.05),
+        "rate 0.005": dict(learning_rate=0.005),
+        "elastic distortion": dict(batches=ElasticBatches),
+        "label smoothing 0.05": dict(label_smoothing=0.05),
+        **{
+            f"channels 32 / 64, 64 / 128, 128, 20 epochs, augmentation {strength}": dict(
+                network=dict(stages=((32,), (64, 64), (128, 128)), features=128), epochs=20, augment=strength
+            )
+            for strength in (1.0, 1.5)
+        },
+        "channels 16, 16 / 32, 32 / 64, 64, 40 epochs": dict(
+            network=dict(stages=((16, 16), (32, 32), (64, 64)), features=64), epochs=40
+        ),
     },
 }
 SEARCHES = {  # name: size, arguments of all rows, rows
