@@ -29,7 +29,12 @@ def make_parser():
     add("--data-dir", default="data", metavar="FOLDER", help="where the data sets are")
     add("--device", choices=cli.DEVICES, default="auto", help="auto: CUDA, else MPS, else the CPU")
     add("--batch-size", type=cli.integer(1), default=500, help="images at a time, ten pairs each")
-    add("--json", metavar="FILE", help="write every score to this file too, accuracies as fractions")
+    add(
+        "--json",
+        type=cli.output_file,
+        metavar="FILE",
+        help="write every score to this file too, accuracies as fractions",
+    )
     return parser
 
 
@@ -218,13 +223,9 @@ def full_report(scores, dataset):
 def main(argv=None):
     args = make_parser().parse_args(argv)
     paths = [*args.files, *(args.ckpt or [])] or ["best.pt"]
-    if args.json and Path(args.json).resolve() in [Path(path).resolve() for path in paths]:
-        raise cli.UserError(f"--json {args.json} would overwrite a checkpoint")
+    cli.refuse_overwriting(paths, json=args.json)
     if args.dataset and args.dataset_folder:
         raise cli.UserError("--dataset and --dataset-folder exclude each other")
-
-    if args.json and not Path(args.json).parent.is_dir():
-        raise cli.UserError(f"--json {args.json}: there is no folder {Path(args.json).parent}")
 
     device = choose_device(args.device)
     loaded = [load_model(path) for path in paths]

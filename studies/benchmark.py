@@ -44,7 +44,12 @@ def make_parser():
     add("--device", choices=cli.DEVICES, default="auto", help="auto: CUDA, else MPS, else the CPU")
     add("--dataset", choices=DATASETS, default="auto", help="as train.py takes it")
     add("--data-dir", default="data", metavar="FOLDER", help="as train.py takes it")
-    add("--json", metavar="FILE", help="write the figures here too; with --only, other sections in FILE are kept")
+    add(
+        "--json",
+        type=cli.output_file,
+        metavar="FILE",
+        help="write the figures here too; --only keeps other sections",
+    )
     return parser
 
 
@@ -58,7 +63,7 @@ from evaluate import predict_pairs
 from model import FlattenLast, build_model
 from studies import measure, rivals, subprocesses
 from studies.measure import EndTraining, Run, in_turns, make_row, rate, seconds_of
-from studies.tables import speed_table
+from studies.speed_tables import speed_table
 from support.device import choose_device, set_deterministic
 from support.files import read_text, write_atomically
 from support.runlog import environment
@@ -376,9 +381,7 @@ def main(argv=None):
     device = choose_device(args.device)
     set_deterministic(False, device)  # as train.py does
     measure.keep_memory()
-    if args.json and not Path(args.json).parent.is_dir():  # not only at the end
-        raise cli.UserError(f"--json {args.json}: there is no folder {Path(args.json).parent}")
-    kept = other_sections(args.json, args.only) if args.json and args.only and Path(args.json).exists() else []
+    kept = other_sections(args.json, args.only) if args.json and args.only and args.json.exists() else []
     images, digits, dataset = load_digits(args.dataset, args.data_dir, train=True)
     training, validation = split_indices(len(images), len(images) // 12)
     if args.quick:

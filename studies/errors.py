@@ -28,8 +28,9 @@ def make_parser():
     add("--ensemble", action="store_true", help="and the mean of their probabilities")
     add("--data-dir", default="data", metavar="FOLDER", help="where the data sets are")
     add("--device", choices=cli.DEVICES, default="auto", help="auto: CUDA, else MPS, else the CPU")
-    add("--json", metavar="FILE", help="write everything, each misread image too")
-    add("--figure", metavar="FILE", help="draw the images that most checkpoints misread, .svg or .png")
+    add("--json", type=cli.output_file, metavar="FILE", help="write everything, each misread image too")
+    add("--figure", type=cli.output_file, metavar="FILE",
+        help="draw what most checkpoints misread, .svg or .png, with FILE-dark for dark pages")  # fmt: skip
     return parser
 
 
@@ -324,19 +325,6 @@ def draw_misread(record, images, theme):
 # The command
 
 
-def check_outputs(args, paths):
-    """Raise UserError where --json or --figure cannot be written; said before the work."""
-    if args.figure:
-        figures.require_matplotlib()
-        if Path(args.figure).suffix not in (".svg", ".png"):
-            raise cli.UserError(f"--figure {args.figure}: its name must end in .svg or .png")
-    for flag, name in (("--json", args.json), ("--figure", args.figure)):
-        if name and Path(name).resolve() in [Path(path).resolve() for path in paths]:
-            raise cli.UserError(f"{flag} {name} would overwrite a checkpoint")
-        if name and not Path(name).parent.is_dir():
-            raise cli.UserError(f"{flag} {name}: there is no folder {Path(name).parent}")
-
-
 def load_all(paths):
     """([(name, network, images held out)], data set) of these checkpoints; 0 held out: it was trained on all.
 
@@ -363,7 +351,9 @@ def main(argv=None):
     paths = [*args.files, *(args.ckpt or [])] or ["best.pt"]
     if args.ensemble and len(paths) == 1:
         raise cli.UserError("--ensemble needs two checkpoints or more")
-    check_outputs(args, paths)
+    cli.refuse_overwriting(paths, json=args.json, figure=args.figure)
+    if args.figure:
+        figures.check_format(args.figure)
 
     device = choose_device(args.device)
     loaded, dataset = load_all(paths)
@@ -377,9 +367,7 @@ def main(argv=None):
     if args.json:
         write_atomically(args.json, json.dumps(record, indent=1) + "\n")
     if args.figure:
-        with figures.style("light"):
-            path = Path(args.figure)
-            figures.save(draw_misread(record, test[0], "light"), path.with_suffix(""), [path.suffix[1:]])
+        figures.save_themes(lambda theme: draw_misread(record, test[0], theme), args.figure)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ the highest.
 import io
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 from support import cli
@@ -110,6 +111,11 @@ def epoch_number(text):
     return int(text.split()[-1])
 
 
+def draw_errors(record, theme):
+    """The figure of a record of studies/errors.py, of MNIST."""
+    return draw_misread(record, load_digits("mnist", ROOT / "data", train=False)[0], theme)
+
+
 def main(argv=None):
     args = make_parser().parse_args(argv)
     for design in PANELS:
@@ -119,16 +125,11 @@ def main(argv=None):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, draw(design, runs))
             print(path)
-    record = RECORDS / "errors-cpu.json"
-    if record.exists():
-        images = load_digits("mnist", ROOT / "data", train=False)[0]
-        with support.figures.style("light"):
-            figure = draw_misread(json.loads(read_text(record)), images, "light")
-            print(*support.figures.save(figure, Path(args.out) / "studies" / "errors", ["svg"]))
-    record = RECORDS / "robustness-cpu.json"
-    if record.exists():
-        record = json.loads(read_text(record))
-        print(*robustness.write_figures(record, Path(args.out) / "studies" / "robustness.svg"))
+    for name, draw_record in (("errors", draw_errors), ("robustness", robustness.draw)):
+        record = RECORDS / f"{name}-cpu.json"
+        if record.exists():
+            draw_theme = partial(draw_record, json.loads(read_text(record)))
+            support.figures.save_themes(draw_theme, Path(args.out) / "studies" / f"{name}.svg")
     runs = [str(path) for size in ("base", "tiny") for path in sorted(RECORDS.glob(f"{size}-s*.csv"))]
     place = ["--out", str(Path(args.out) / "docs" / "figures"), "--format", "svg", "--data-dir", str(ROOT / "data")]
     words = [str(ROOT / "logs" / "tiny.pt"), *runs, *place]

@@ -12,8 +12,6 @@ is that of studies/rivals.py with our memory layout and precision.
 import functools
 import json
 import sys
-import unittest.mock
-from pathlib import Path
 
 from support import cli
 from support.flags import DATASETS
@@ -29,7 +27,7 @@ def make_parser():
     parser.add_argument("--device", choices=cli.DEVICES, default="auto", help="as train.py takes it")
     parser.add_argument("--dataset", choices=DATASETS, default="auto", help="as train.py takes it")
     parser.add_argument("--data-dir", default="data", metavar="FOLDER", help="as train.py takes it")
-    parser.add_argument("--json", metavar="FILE", help="write the figures here too")
+    parser.add_argument("--json", type=cli.output_file, metavar="FILE", help="write the figures here too")
     return parser
 
 
@@ -41,12 +39,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import model
-from data import generator_for, load_digits, prepare
+from data import load_digits, prepare
 from evaluate import answers, pair_outputs, score
 from studies import rivals
-from studies.measure import Run, keep_memory, seconds_of
-from studies.tables import PUBLISHED_RIVAL, ladder_tables
-from support import optim
+from studies.changes import NESTEROV, Muon, changed
+from studies.measure import Run, held_out, keep_memory, seconds_of
+from studies.speed_tables import PUBLISHED_RIVAL, ladder_tables
 from support.device import choose_device, set_deterministic
 from support.files import write_atomically
 from support.runlog import environment
@@ -80,10 +78,48 @@ def identity(run, images):
             nn.init.dirac_(layer.weight[: layer.in_channels])
 
 
-NESTEROV = {"adamw": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True)}
-# Row: what differs from train.py --model fast. "encoder": arguments of `model.strided_encoder`; "size": of the size of
-# the network; "start" is called before the first step; "optimizer" replaces AdamW; "share" of the images; "shifts":
-# scored on five shifts; the others are arguments of train.py.
+class Shrink(nn.Module):
+    """Scales the images of the first `steps` steps of training to `side` pixels."""
+
+    def __init__(self, side, steps):
+        super().__init__()
+        self.side, self.steps = side, steps
+
+    def forward(self, image):
+        if not self.training or self.steps == 0:
+            return image
+        self.steps -= 1
+        return F.interpolate(image, self.side, mode="bilinear")
+
+
+def smaller_first(run, images):
+    """Scale the cropped images from 24 to 20 pixels in the first half of the steps, and the last map back to 3 × 3."""
+    layers = run.model.encoder
+    layers.insert(1, Shrink(20, len(run.batches) // 2))
+    (flatten,) = (n for n, layer in enumerate(layers) if isinstance(layer, model.FlattenLast))
+    layers.insert(flatten, nn.AdaptiveAvgPool2d(3))
+
+
+def harder(run, images, share):
+    """Train on that share of the images of each batch, those with the highest loss of the digit at that time."""
+    epoch, network = run.batches.epoch, run.model
+
+    def harder_part(number):
+        for batch in epoch(number):
+            image, addend, digit, _ = batch
+            network.eval()
+            with torch.no_grad(), torch.autocast(image.device.type, torch.bfloat16):
+                logits = network(image, addend[:, 0])[0]
+            network.train()
+            losses = F.cross_entropy(logits.float(), digit, reduction="none")
+            chosen = losses.topk(round(share * len(digit))).indices
+            yield [part[chosen] for part in batch]
+
+    run.batches.epoch = harder_part
+
+
+# Row: what differs from train.py --model fast. "start" is called before the first step; "share" of the images;
+# "shifts": scored on five shifts; the others as in studies/changes.py.
 CHANGES = {
     RECIPE: {},
     "K = 1": dict(addends_per_image=1),
@@ -102,16 +138,20 @@ CHANGES = {
     "average of the last ninth": dict(averaging_eta=8.0),
     "augmentation 0.5": dict(augment=0.5),
     "float32": dict(precision="float32"),
-    "SGD, Nesterov momentum, rate 0.3": dict(optimizer=NESTEROV, learning_rate=0.3, weight_decay=5e-4),
+    "SGD, Nesterov momentum, rate 0.3": dict(optimizer_class=NESTEROV, learning_rate=0.3, weight_decay=5e-4),
+    **{f"Muon, rate {rate}": dict(optimizer_class=Muon, learning_rate=rate) for rate in (0.01, 0.03)},
     "half of the images": dict(share=0.5),
     "3/4 of the images": dict(share=0.75),
-    "channels 24, 64": dict(encoder=dict(layers=((24, 0, True), (64, 0, False)))),
-    "channels 40, 80": dict(encoder=dict(layers=((40, 0, True), (80, 0, False)))),
-    "channels 48, 64": dict(encoder=dict(layers=((48, 0, True), (64, 0, False)))),
-    "channels 48, 96": dict(encoder=dict(layers=((48, 0, True), (96, 0, False)))),
-    "three layers": dict(encoder=dict(layers=((32, 0, True), (32, 1, False), (96, 0, False)))),
-    "hidden layer of 64": dict(size=dict(hidden=64)),
-    "images not cropped": dict(encoder=dict(crop=0)),
+    "harder half of each batch of 640": dict(batch_size=640, start=functools.partial(harder, share=0.5)),
+    "harder 3/4 of each batch of 427": dict(batch_size=427, start=functools.partial(harder, share=0.75)),
+    "images of 20 pixels for half of the steps": dict(start=smaller_first),
+    "channels 24, 64": dict(network=dict(layers=((24, 0, True), (64, 0, False)))),
+    "channels 40, 80": dict(network=dict(layers=((40, 0, True), (80, 0, False)))),
+    "channels 48, 64": dict(network=dict(layers=((48, 0, True), (64, 0, False)))),
+    "channels 48, 96": dict(network=dict(layers=((48, 0, True), (96, 0, False)))),
+    "three layers": dict(network=dict(layers=((32, 0, True), (32, 1, False), (96, 0, False)))),
+    "hidden layer of 64": dict(network=dict(hidden=64)),
+    "images not cropped": dict(network=dict(crop=0)),
     "first layer whitened": dict(start=whiten),
     "first layer whitened and frozen": dict(start=freeze),
     "second layer starts as identity": dict(start=identity),
@@ -122,7 +162,7 @@ CHANGES = {
         learning_rate=0.04,
         label_smoothing=0.1,
         weight_decay=0.1,
-        encoder=dict(crop=0, layers=((32, 0, True), (32, 1, False), (64, 0, True))),
+        network=dict(crop=0, layers=((32, 0, True), (32, 1, False), (64, 0, True))),
     ),
 }
 RIVAL = {
@@ -136,27 +176,14 @@ RIVAL = {
 # Training and scoring
 
 
-def parts_of(images, digits, seed):
-    """((images, digits) to train on, those held out): the seed-th of the parts of one fixed order."""
-    order = torch.randperm(len(images), generator=generator_for("ladder", 0))
-    held = order.chunk(PARTS)[seed % PARTS]
-    kept = order[torch.isin(order, held, invert=True)]
-    return (images[kept], digits[kept]), (images[held], digits[held])
-
-
 def ours(change, training, held, seed, device):
     """Train the fast recipe with a change; {"seconds", "scoring", "accuracy", "digit"}, accuracies in %."""
     change = dict(change)
-    size, encoder, start = change.pop("size", {}), change.pop("encoder", {}), change.pop("start", None)
-    optimizer, share = change.pop("optimizer", {}), change.pop("share", 1)
+    start, share = change.pop("start", None), change.pop("share", 1)
     shifts = SHIFTS if change.pop("shifts", False) else SHIFTS[:1]
     training = [table[: round(share * len(table))] for table in training]  # they are in random order
-    size = {"encoder": functools.partial(model.strided_encoder, **encoder)} | size
-    with (
-        unittest.mock.patch.dict(model.SIZES, fast=model.SIZES["fast"] | size),
-        unittest.mock.patch.dict(optim.OPTIMIZERS, optimizer),
-    ):
-        run = Run("fast", training, device, seed=seed, **change)
+    with changed("fast", change) as (arguments, _):
+        run = Run("fast", training, device, seed=seed, **arguments)
     if start:
         start(run, training[0])
     seconds = run.seconds()
@@ -185,9 +212,6 @@ def theirs(setting, training, held, seed, device):
 
 def main(argv=None):
     args = make_parser().parse_args(argv)
-    if args.json and not Path(args.json).parent.is_dir():  # not only at the end
-        raise cli.UserError(f"--json {args.json}: there is no folder {Path(args.json).parent}")
-
     keep_memory()
     device = choose_device(args.device)
     set_deterministic(False, device)
@@ -196,11 +220,11 @@ def main(argv=None):
         images, digits = images[:QUICK_IMAGES], digits[:QUICK_IMAGES]
     jobs = {("ours", what): functools.partial(ours, change) for what, change in CHANGES.items()}
     jobs |= {("rival", what): functools.partial(theirs, setting) for what, setting in RIVAL.items()}
-    training, held = parts_of(images, digits, 0)
+    training, held = held_out("ladder", images, digits, 0, PARTS)
     ours({}, training, held, 0, device)  # warm-up
     taken = {job: [] for job in jobs}
     for seed in range(args.seeds or (QUICK_SEEDS if args.quick else SEEDS)):
-        training, held = parts_of(images, digits, seed)
+        training, held = held_out("ladder", images, digits, seed, PARTS)
         for job, train_one in jobs.items():
             taken[job].append(train_one(training, held, seed, device))
         print(f"seed {seed}: {taken['ours', RECIPE][-1]}", flush=True)

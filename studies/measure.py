@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import train
+from data import generator_for
 from evaluate import predict_pairs, score
 from support import graphs
 
@@ -158,6 +159,14 @@ def bare_steps(run, batch, steps):
 def joint_accuracy(model, images, digits, device):
     """Joint accuracy in % on every image with every addend."""
     return 100 * score(*predict_pairs([model], images, device=device), digits)["joint_accuracy"]
+
+
+def held_out(purpose, images, digits, seed, parts):
+    """((images, digits) to train on, those held out): part seed % parts of an order that `purpose`, a word, fixes."""
+    order = torch.randperm(len(images), generator=generator_for(purpose, 0))
+    held = order.chunk(parts)[seed % parts]
+    kept = order[torch.isin(order, held, invert=True)]
+    return (images[kept], digits[kept]), (images[held], digits[held])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import re
 import statistics
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 from support import cli
@@ -25,16 +26,18 @@ from support.flags import DATASETS
 
 
 def make_parser():
-    parser = cli.Parser(__doc__)
+    parser = cli.Parser(__doc__, " [FILE ...]")
     add = parser.add_argument
+    add("files", nargs="*", metavar="FILE", help="the same as --ckpt")
     add("--ckpt", nargs="+", metavar="FILE", help="checkpoints, each scored by itself (default: best.pt)")
     add("--quick", action="store_true", help="few images: does it run, not how robust")
     add("--validation", action="store_true", help="score what the training held out, not the test set")
     add("--dataset", choices=DATASETS, help="instead of the one that the checkpoints were trained on")
     add("--data-dir", default="data", metavar="FOLDER", help="as train.py takes it")
     add("--device", choices=cli.DEVICES, default="auto", help="as train.py takes it")
-    add("--json", metavar="FILE", help="write the figures here too")
-    add("--svg", metavar="FILE", help="draw the curves here, and in FILE-dark.svg for dark pages")
+    add("--json", type=cli.output_file, metavar="FILE", help="write the figures here too")
+    add("--figure", type=cli.output_file, metavar="FILE",
+        help="draw the curves, .svg or .png, with FILE-dark for dark pages")  # fmt: skip
     return parser
 
 
@@ -46,7 +49,7 @@ from tqdm import tqdm
 
 from data import generator_for, load_digits, split_indices
 from evaluate import answers, load_model, pair_outputs, score
-from studies.markdown import table
+from studies.markdown import mean_sd, table
 from support import figures
 from support.checkpoint import CheckpointError
 from support.corruptions import KINDS, STRENGTHS, corrupt
@@ -114,7 +117,7 @@ def robustness_tables(record):
     lines = []
     for strength in (0, *STRENGTHS):
         case = (MEAN, strength) if strength else (CLEAN, 0)
-        cells = [spread([run[case]["joint"] for run in runs]) for runs in groups.values()]
+        cells = [mean_sd([run[case]["joint"] for run in runs]) for runs in groups.values()]
         lines.append([f"strength {strength}" if strength else CLEAN, *cells])
     headings = [f"{label} ({len(runs)} run{'s' * (len(runs) > 1)})" for label, runs in groups.items()]
     parts = [textwrap.fill(head.format(**record), 118), table([MEAN, *headings], lines)]
@@ -134,12 +137,6 @@ def detail(runs):
         joint = [mean(kind, strength, "joint") for strength in STRENGTHS]
         lines.append([kind, *joint, mean(kind, MIDDLE, "digit"), mean(kind, MIDDLE, "sum")])
     return table(["corruption", *map(str, STRENGTHS), f"digit, {MIDDLE}", f"sum, {MIDDLE}"], lines)
-
-
-def spread(values):
-    """Mean ± standard deviation as text; the mean alone of one value."""
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{deviation}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -173,30 +170,7 @@ def draw(record, theme):
     return figure
 
 
-def write_figures(record, path):
-    """Write the figure of a record to `path`, an SVG file, and for dark pages beside it; returns both paths."""
-    figures.require_matplotlib()
-    paths = []
-    for theme, ending in (("light", ""), ("dark", "-dark")):
-        with figures.style(theme):
-            paths += figures.save(draw(record, theme), f"{Path(path).with_suffix('')}{ending}", ["svg"])
-    return paths
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def check_outputs(args):
-    """Raise UserError where --json or --svg cannot be written, which is better said before the work than after."""
-    for flag, path in (("--json", args.json), ("--svg", args.svg)):
-        if path and not Path(path).parent.is_dir():
-            raise cli.UserError(f"{flag} {path}: there is no folder {Path(path).parent}")
-        if path and Path(path).resolve() in [Path(checkpoint).resolve() for checkpoint in args.ckpt]:
-            raise cli.UserError(f"{flag} {path} would overwrite a checkpoint")
-    if args.svg:
-        if Path(args.svg).suffix != ".svg":
-            raise cli.UserError(f"--svg {args.svg} does not end in .svg")
-        figures.require_matplotlib()
 
 
 def load_networks(paths):
@@ -228,10 +202,12 @@ def load_images(args, loaded):
 
 def main(argv=None):
     args = make_parser().parse_args(argv)
-    args.ckpt = args.ckpt or ["best.pt"]
-    check_outputs(args)
+    paths = [*args.files, *(args.ckpt or [])] or ["best.pt"]
+    cli.refuse_overwriting(paths, json=args.json, figure=args.figure)
+    if args.figure:
+        figures.check_format(args.figure)
     device = choose_device(args.device)
-    loaded = load_networks(args.ckpt)
+    loaded = load_networks(paths)
     images, digits, data_set = load_images(args, loaded)
     models = [model.to(device, memory_format=torch.channels_last) for model, _ in loaded]
     networks = [
@@ -241,14 +217,14 @@ def main(argv=None):
             "corrupted": state["args"].get("augment_corruptions", 0.0),  # checkpoints from before the flag lack it
             "rows": rows,
         }
-        for path, (_, state), rows in zip(args.ckpt, loaded, score_all(models, images, digits, device), strict=True)
+        for path, (_, state), rows in zip(paths, loaded, score_all(models, images, digits, device), strict=True)
     ]
     record = environment(device) | {"data set": data_set, "networks": networks}
     print(robustness_tables(record)["robustness"])
     if args.json:
         write_atomically(args.json, json.dumps(record, indent=1) + "\n")
-    if args.svg:
-        print("\n".join(map(str, write_figures(record, args.svg))))
+    if args.figure:
+        figures.save_themes(partial(draw, record), args.figure)
 
 
 if __name__ == "__main__":

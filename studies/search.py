@@ -9,13 +9,11 @@ scored on the 15,000 images of that part with all ten addends; the test set is n
 row are paired by seed. The file is written after each training, and a search that is called again goes on there.
 """
 
-import contextlib
 import functools
-import itertools
 import json
+import statistics
 import sys
-from pathlib import Path
-from unittest.mock import patch
+import textwrap
 
 from support import cli
 from support.flags import DATASETS
@@ -36,316 +34,29 @@ def make_parser():
     add("--device", choices=cli.DEVICES, default="auto", help="as train.py takes it")
     add("--dataset", choices=DATASETS, default="auto", help="as train.py takes it")
     add("--data-dir", default="data", metavar="FOLDER", help="as train.py takes it")
-    add("--json", metavar="FILE", help="continue this file, or write the figures there")
+    add("--json", type=cli.output_file, metavar="FILE", help="continue this file, or write the figures there")
     return parser
 
 
 if __name__ == "__main__":
     cli.begin_script(make_parser)  # answers --help and a mistyped flag before PyTorch is imported, which takes seconds
 
-import torch
-import torch.nn as nn
-import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-import model
-import train
 from evaluate import answers, pair_outputs, score
-from studies.distill import shifted
-from studies.measure import Run, keep_memory
-from studies.tables import search_table
-from support import optim
+from studies.changes import SEARCHES, changed
+from studies.markdown import table
+from studies.measure import Run, held_out, keep_memory
 from support.device import choose_device, set_deterministic
 from support.files import read_text, write_atomically
 from support.runlog import environment
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What a row may change beside the arguments of train.py
-
-
-def encoder(features, strides=False, norm=True, dropout=0.0, **size):
-    """`model.staged_encoder` with strides in place of max pooling, without batch norm, or with dropout at its end."""
-    layers = list(model.staged_encoder(features, **size))
-    if strides:
-        size = 28
-        for layer, following in itertools.pairwise(layers):
-            if isinstance(following, nn.MaxPool2d):
-                layer.stride, layer.padding = (2, 2), (1 - size % 2,) * 2  # 28 -> 14 -> 7 -> 3, as pooling
-                size //= 2
-        layers = [layer for layer in layers if not isinstance(layer, nn.MaxPool2d)]
-    if not norm:
-        layers = [layer for layer in layers if not isinstance(layer, nn.BatchNorm2d)]
-        for layer in layers:
-            if isinstance(layer, nn.Conv2d):
-                layer.bias = nn.Parameter(torch.zeros(layer.out_channels))
-    return nn.Sequential(*layers, *([nn.Dropout(dropout)] if dropout else []))
-
-
-WARPS = ("rotation", "shear", "width", "height", "right", "down")  # the columns that data.draw_warps draws
-
-
-def only_warps(kinds):
-    """`data.draw_warps` restricted to these kinds."""
-    mask = torch.tensor([float(kind in kinds) for kind in WARPS])
-    draw = data.draw_warps
-    return lambda count, strength, seed, epoch: draw(count, strength * mask, seed, epoch)
-
-
-class ElasticBatches(data.Batches):
-    """Adds a smooth random displacement of each image's pixels, after P. Simard et al., ICDAR 2003.
-
-    Displacements with a standard deviation of 1 pixel are drawn on a 7 × 7 grid, the pixels between are interpolated.
-    """
-
-    def epoch(self, epoch):
-        generator = data.generator_for("elastic", self.seed, epoch)
-        still = torch.eye(2, 3).unsqueeze(0)
-        for image, *rest in super().epoch(epoch):
-            coarse = torch.randn(len(image), 2, 7, 7, generator=generator) * 2 / 28
-            moves = F.interpolate(coarse, size=(28, 28), mode="bicubic").permute(0, 2, 3, 1)
-            grid = F.affine_grid(still.expand(len(image), 2, 3), image.shape, align_corners=False) + moves
-            black = -data.MEAN / data.STD
-            image = F.grid_sample(image - black, grid.to(image), align_corners=False) + black
-            yield image.contiguous(memory_format=torch.channels_last), *rest
-
-
-class Muon:
-    """Muon for weights of two dimensions and more, each as a matrix [out, all else]; AdamW for the rest.
-
-    K. Jordan, https://kellerjordan.github.io/posts/muon; its rate is scaled to AdamW's, so both take the same.
-    """
-
-    def __init__(self, parameters, lr, weight_decay, fused):
-        parameters = list(parameters)
-        self.weights = [parameter for parameter in parameters if parameter.dim() > 1]
-        self.matrices = [nn.Parameter(self.matrix(weight.data)) for weight in self.weights]
-        rest = [parameter for parameter in parameters if parameter.dim() < 2]
-        options = dict(lr=lr, weight_decay=weight_decay)
-        self.inner = [
-            torch.optim.Muon(self.matrices, adjust_lr_fn="match_rms_adamw", **options),
-            torch.optim.AdamW(rest, fused=fused, **options),
-        ]
-        self.param_groups = [group for optimizer in self.inner for group in optimizer.param_groups]
-
-    @staticmethod
-    def matrix(weight):
-        """A view of the weight [out, ...] as [out, -1]; of a convolution in channels_last."""
-        return (weight.permute(0, 2, 3, 1) if weight.dim() == 4 else weight).flatten(1)
-
-    def zero_grad(self):
-        for parameter in (*self.weights, *self.inner[1].param_groups[0]["params"]):
-            parameter.grad = None
-
-    def step(self):
-        for matrix, weight in zip(self.matrices, self.weights, strict=True):
-            matrix.grad = self.matrix(weight.grad)
-        for optimizer in self.inner:
-            optimizer.step()
-
-
-class LastQuarter(optim.PolynomialAverage):
-    """The plain mean of the weights over the last quarter of the steps: stochastic weight averaging, P. Izmailov et
-    al., arXiv 1803.05407. `eta` is the number of all steps."""
-
-    @torch.no_grad()
-    def update(self, n):
-        n -= int(0.75 * self.eta)
-        if n >= 0:
-            torch._foreach_lerp_(self.averages, self.values, 1 / (n + 1))
-            for average, counter in self.counters:
-                average.copy_(counter)
-
-
-def linear(step, steps, peak, schedule):
-    """As `optim.learning_rate_at`, with a straight line down in place of the cosine."""
-    warm_up = 0.2 * steps
-    if step < warm_up:
-        return optim.learning_rate_at(step, steps, peak)
-    return peak * (steps - step) / (steps - warm_up)
-
-
-def no_warm_up(step, steps, peak, schedule):
-    """As `optim.learning_rate_at`, from the peak on."""
-    return optim.learning_rate_at(0.2 * steps + 0.8 * step, steps, peak)
-
-
-def taught_by_digit(weight):
-    """Methods for `TwoHeadNet`: to the sum's loss they add its cross-entropy to the digit's probabilities, shifted by
-    the addend, times `weight`. The digit head gets no gradient from it."""
-    digit_loss, sum_loss, seen = model.TwoHeadNet.digit_loss, model.TwoHeadNet.sum_loss, {}
-
-    def keep(self, digit_logits, digit, label_smoothing=0.0):
-        seen.update(probabilities=digit_logits.detach().softmax(-1), digit=digit)
-        return digit_loss(self, digit_logits, digit, label_smoothing)
-
-    def add(self, sum_logits, sum_target, label_smoothing=0.0):
-        addend = sum_target - (seen["digit"] if sum_target.dim() == 1 else seen["digit"].unsqueeze(1))
-        target = shifted(seen["probabilities"], addend)
-        loss = sum_loss(self, sum_logits, sum_target, label_smoothing)
-        return loss + weight * F.cross_entropy(sum_logits.flatten(0, -2), target.flatten(0, -2))
-
-    return dict(digit_loss=keep, sum_loss=add)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The rows: arguments of train.py; "network": arguments of `encoder`, or of the size; "warps": the only ones; "batches",
-# "optimizer_class", "schedule_function" and "average" replace what their names say; "agreement": `taught_by_digit`.
-
-NESTEROV = functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True)
-ABLATIONS = {
-    "as it is": {},
-    **{f"K = {k}": dict(addends_per_image=k) for k in (1, 2, 5)},
-    **{f"augmentation {strength}": dict(augment=strength) for strength in (0.0, 0.25, 0.75, 1.0, 1.5)},
-    "of the augmentation only rotation": dict(warps=("rotation",)),
-    "of the augmentation only shear": dict(warps=("shear",)),
-    "of the augmentation only scale": dict(warps=("width", "height")),
-    "of the augmentation only shift": dict(warps=("right", "down")),
-    "elastic distortion too": dict(batches=ElasticBatches),
-    "elastic distortion alone": dict(batches=ElasticBatches, augment=0.0),
-    **{f"averaging exponent {eta}": dict(averaging_eta=eta) for eta in (3.0, 20.0)},
-    "no averaging": dict(averaging_eta=0.0),
-    "mean of the last quarter": dict(average=LastQuarter),
-    "mean of a quarter, constant rate 0.003": dict(average=LastQuarter, schedule="constant", learning_rate=0.003),
-    **{f"label smoothing {share}": dict(label_smoothing=share) for share in (0.0, 0.05, 0.2)},
-    **{f"weight decay {decay}": dict(weight_decay=decay) for decay in (0.0, 0.03, 0.3)},
-    "half the width": dict(network=dict(stages=((8,), (16,), (32,)), features=32, hidden=64)),
-    "1.5 times the width": dict(network=dict(stages=((24,), (48,), (96,)), features=96, hidden=192)),
-    "two convolutions in each stage": dict(network=dict(stages=((16, 16), (32, 32), (64, 64)))),
-    "hidden layer of 32": dict(network=dict(hidden=32)),
-    "hidden layer of 512": dict(network=dict(hidden=512)),
-    "strides, no pooling": dict(network=dict(strides=True)),
-    "no batch norm": dict(network=dict(norm=False)),
-    "no batch norm, rate 0.002": dict(network=dict(norm=False), learning_rate=0.002),
-    "dropout 0.1": dict(network=dict(dropout=0.1)),
-    "dropout 0.3": dict(network=dict(dropout=0.3)),
-    "rate 0.003": dict(learning_rate=0.003),
-    "rate 0.02": dict(learning_rate=0.02),
-    **{f"SGD, rate {rate}": dict(optimizer="sgd", learning_rate=rate, weight_decay=5e-4) for rate in (0.05, 0.2)},
-    **{
-        f"SGD with Nesterov momentum, rate {rate}": dict(
-            optimizer_class=NESTEROV, learning_rate=rate, weight_decay=5e-4
-        )
-        for rate in (0.05, 0.2)
-    },
-    **({f"Muon, rate {rate}": dict(optimizer_class=Muon, learning_rate=rate) for rate in (0.005, 0.01, 0.03)}),
-    "constant rate 0.003": dict(schedule="constant", learning_rate=0.003),
-    "linear decay": dict(schedule_function=linear),
-    "no warm-up": dict(schedule_function=no_warm_up),
-    "batches of 32, rate 0.005": dict(batch_size=32, learning_rate=0.005),
-    "batches of 64": dict(batch_size=64),
-    "batches of 256": dict(batch_size=256),
-    "batches of 512, rate 0.02": dict(batch_size=512, learning_rate=0.02),
-    "float32": dict(precision="float32"),
-    "sum weight 3": dict(sum_weight=3.0),
-    **{f"sum taught by the digit, weight {weight}": dict(agreement=weight) for weight in (1.0, 3.0)},
-    "sum without parameters": dict(sum_encoding="shift"),
-    **{f"{epochs} epochs": dict(epochs=epochs) for epochs in (1, 2, 5, 10, 20, 30)},
-}
-TRIES = {
-    "base": {
-        "as it is": {},
-        "channels 16 / 32 / 64": dict(network=dict(stages=((16,), (32,), (64,)))),
-        "channels 16 / 32, 32 / 64, 64": dict(network=dict(stages=((16,), (32, 32), (64, 64)), features=60)),
-        "channels 16, 16 / 32, 32 / 64, 64": dict(network=dict(stages=((16, 16), (32, 32), (64, 64)), features=56)),
-        "channels 24 / 40 / 64, 64": dict(network=dict(stages=((24,), (40,), (64, 64)), features=60)),
-        **{f"Muon, rate {rate}": dict(optimizer_class=Muon, learning_rate=rate) for rate in (0.005, 0.01)},
-        "SGD, rate 0.2": dict(optimizer="sgd", learning_rate=0.2, weight_decay=5e-4),
-        "rate 0.02": dict(learning_rate=0.02),
-        "no warm-up": dict(schedule_function=no_warm_up),
-        "linear decay": dict(schedule_function=linear),
-        "augmentation 0.75": dict(augment=0.75),
-        "augmentation 1": dict(augment=1.0),
-        "label smoothing 0.05": dict(label_smoothing=0.05),
-        "label smoothing 0.2": dict(label_smoothing=0.2),
-        "weight decay 0.2": dict(weight_decay=0.2),
-        "K = 4": dict(addends_per_image=4),
-        "batches of 64, rate 0.007": dict(batch_size=64, learning_rate=0.007),
-        "batches of 256, rate 0.015": dict(batch_size=256, learning_rate=0.015),
-        "averaging exponent 3": dict(averaging_eta=3.0),
-        "hidden layer of 192": dict(network=dict(hidden=192)),
-        "float32": dict(precision="float32"),
-    },
-    "tiny": {
-        "as it is": {},
-        "14 epochs": dict(epochs=14),
-        **{f"Muon, rate {rate}": dict(optimizer_class=Muon, learning_rate=rate) for rate in (0.01, 0.02)},
-        "SGD, rate 0.2": dict(optimizer="sgd", learning_rate=0.2, weight_decay=5e-4),
-        "no warm-up": dict(schedule_function=no_warm_up),
-        "linear decay": dict(schedule_function=linear),
-        "augmentation 0.25": dict(augment=0.25),
-        "augmentation 0.75": dict(augment=0.75),
-        "label smoothing 0": dict(label_smoothing=0.0),
-        "label smoothing 0.05": dict(label_smoothing=0.05),
-        "weight decay 0.02": dict(weight_decay=0.02),
-        "rate 0.03": dict(learning_rate=0.03),
-        "batches of 64": dict(batch_size=64),
-        "batches of 256, rate 0.03": dict(batch_size=256, learning_rate=0.03),
-        "K = 4": dict(addends_per_image=4),
-        "bfloat16": dict(precision="bfloat16"),
-        "channels 8 / 16 / 16, 16": dict(network=dict(stages=((8,), (16,), (16, 16)))),
-        "channels 8 / 16 / 24, 16": dict(network=dict(stages=((8,), (16,), (24, 16)))),
-        "channels 6 / 12, 16 / 16, 20": dict(network=dict(stages=((6,), (12, 16), (16, 20)), groups=4)),
-    },
-    "large": {
-        "as it is": {},
-        "augmentation 1.5": dict(augment=1.5),
-        "rate 0.005": dict(learning_rate=0.005),
-        "elastic distortion": dict(batches=ElasticBatches),
-        "label smoothing 0.05": dict(label_smoothing=0.05),
-        **{
-            f"channels 32 / 64, 64 / 128, 128, 20 epochs, augmentation {strength}": dict(
-                network=dict(stages=((32,), (64, 64), (128, 128)), features=128), epochs=20, augment=strength
-            )
-            for strength in (1.0, 1.5)
-        },
-        "channels 16, 16 / 32, 32 / 64, 64, 40 epochs": dict(
-            network=dict(stages=((16, 16), (32, 32), (64, 64)), features=64), epochs=40
-        ),
-    },
-}
-SEARCHES = {  # name: size, arguments of all rows, rows
-    "ablations": ("base", dict(epochs=3), ABLATIONS),
-    **{size: (size, {}, rows) for size, rows in TRIES.items()},
-}
-
+EQUAL = 0.05  # points of joint accuracy: a difference within them does not matter
+T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)  # Student's t, 97.5 %, 1 to 11 degrees
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Training and scoring
-
-
-def parts_of(images, digits, seed):
-    """((images, digits) to train on, those held out): part seed % PARTS of one fixed order."""
-    order = torch.randperm(len(images), generator=data.generator_for("search", 0))
-    held = order.chunk(PARTS)[seed % PARTS]
-    kept = order[torch.isin(order, held, invert=True)]
-    return (images[kept], digits[kept]), (images[held], digits[held])
-
-
-@contextlib.contextmanager
-def changed(size, change):
-    """Within this context `Run` of that size builds and trains with the change; yields what is left: arguments."""
-    change = dict(change)
-    network, made_of = change.pop("network", {}), model.SIZES[size]
-    own = {name: network[name] for name in ("features", "hidden") if name in network}
-    built = {name: value for name, value in network.items() if name not in own}
-    own["encoder"] = functools.partial(encoder, **made_of["encoder"].keywords | built)
-    patches = [patch.dict(model.SIZES, {size: made_of | own})]
-    if "warps" in change:
-        patches.append(patch.object(data, "draw_warps", only_warps(change.pop("warps"))))
-    if "batches" in change:
-        patches.append(patch.object(model.TwoHeadNet, "Batches", change.pop("batches")))
-    if "optimizer_class" in change:
-        patches.append(patch.dict(optim.OPTIMIZERS, adamw=change.pop("optimizer_class")))
-    if "schedule_function" in change:
-        patches.append(patch.object(train, "learning_rate_at", change.pop("schedule_function")))
-    if "agreement" in change:
-        patches.append(patch.multiple(model.TwoHeadNet, **taught_by_digit(change.pop("agreement"))))
-    average = change.pop("average", None)
-    with contextlib.ExitStack() as stack:
-        for each in patches:
-            stack.enter_context(each)
-        yield change, average
 
 
 def train_one(size, change, training, held, seed, device):
@@ -399,6 +110,36 @@ def read_record(path, search, setting):
     return record
 
 
+def search_tables(record):
+    """{name: Markdown}: the machine, then each row and its differences to the first, paired by seed.
+
+    The interval is that of Student's t at 95 %. A difference is better or worse where the interval excludes 0, equal
+    where it lies within EQUAL points, and else open: too few seeds to tell.
+    """
+    taken = {}
+    for row in record["rows"]:
+        taken.setdefault(row["what"], {})[row["seed"]] = row
+    first, lines = next(iter(taken.values())), []
+    for what, rows in taken.items():
+        joint = [row["joint_accuracy"] for row in rows.values()]
+        gains = [row["joint_accuracy"] - first[seed]["joint_accuracy"] for seed, row in rows.items() if seed in first]
+        gain = verdict = ""
+        if rows is not first and len(gains) > 1:
+            middle, half = statistics.mean(gains), T[len(gains) - 2] * statistics.stdev(gains) / len(gains) ** 0.5
+            gain = f"{middle:+.3f} ± {half:.3f}"
+            verdict = "open" if abs(middle) + half > EQUAL else "equal"
+            verdict = verdict if abs(middle) <= half else "better" if middle > 0 else "worse"
+        agreement = statistics.mean(row["head_agreement"] for row in rows.values())
+        seconds = statistics.median(row["seconds"] for row in rows.values())
+        deviation = f" ± {statistics.stdev(joint):.3f}" if len(joint) > 1 else ""
+        cells = [f"{statistics.mean(joint):.3f}{deviation}", gain, verdict, f"{agreement:.3f}", f"{seconds:.0f}"]
+        lines.append([what, str(len(rows)), *cells])
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in record["rows"]))
+    head = textwrap.fill(f"{record['device']}; {record['versions']}; commit {commits}.", 118)
+    made = table(["change", "seeds", "joint %", "difference", "", "agree %", "s"], lines)
+    return {f"search-{record['search']}": f"{head}\n\n{made}"}
+
+
 def main(argv=None):
     args = make_parser().parse_args(argv)
     size, settings, rows = SEARCHES[args.search]
@@ -407,10 +148,6 @@ def main(argv=None):
         raise cli.UserError(f"there is no row {missing[0]!r} in {args.search}; choose from {', '.join(rows)}")
     first = next(iter(rows))
     chosen = [what for what in rows if not args.only or what in (first, *args.only)]
-    path = Path(args.json) if args.json else None
-    if path and not path.parent.is_dir():
-        raise cli.UserError(f"--json {path}: there is no folder {path.parent}")
-
     keep_memory()
     device = choose_device(args.device)
     set_deterministic(False, device)
@@ -421,21 +158,21 @@ def main(argv=None):
     where = environment(device)
     setting = {"data set": f"{dataset}: {len(images):,d} images", "versions": where["versions"]}
     record = {"search": args.search, "rows": []} | where | setting
-    if path and path.exists():
-        record |= read_record(path, args.search, setting)
+    if args.json and args.json.exists():
+        record |= read_record(args.json, args.search, setting)
     done = {(row["what"], row["seed"]): row for row in record["rows"]}
     jobs = [(seed, what) for seed in range(seeds) for what in chosen]
     for seed, what in tqdm(jobs, unit="training", leave=False, disable=None):
         change = settings | rows[what]
         if (what, seed) in done and done[what, seed]["change"] == describe(change):
             continue
-        training, held = parts_of(images, digits, seed)
+        training, held = held_out("search", images, digits, seed, PARTS)
         figures = train_one(size, change, training, held, seed, device)
         done[what, seed] = dict(what=what, seed=seed, change=describe(change), commit=where["commit"]) | figures
         record["rows"] = list(done.values())
-        if path:
-            write_atomically(path, json.dumps(record, indent=1) + "\n")
-    print(search_table(record))
+        if args.json:
+            write_atomically(args.json, json.dumps(record, indent=1) + "\n")
+    print(*search_tables(record).values())
 
 
 if __name__ == "__main__":

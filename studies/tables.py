@@ -1,16 +1,14 @@
 """The tables of the pages, as Markdown, from the logs of the runs and the figures of the benchmark."""
 
 import collections
-import itertools
 import json
 import re
-import statistics
 import textwrap
 
 import train
 from studies.errors import errors_tables
 from studies.likeness import compare, distance, likeness_rows, published_figures, read_replay, summary
-from studies.markdown import table
+from studies.markdown import mean_sd, table
 from studies.plan import (
     ABLATIONS,
     ENCODINGS,
@@ -31,31 +29,14 @@ from studies.plan import (
 )
 from studies.published import DESIGNS
 from studies.robustness import robustness_tables
+from studies.search import search_tables
+from studies.speed_tables import LADDER_TABLES, SPEED_TABLES, ladder_tables, speed_tables
 from support.cli import UserError
 from support.files import read_text
 
 HEADS = ("digit", "sum", "joint")
-SPEED = {  # table: sections of benchmark.py
-    "fast": ("rival",),
-    "target": ("target",),
-    "commands": ("commands",),
-    "allocator": ("allocator",),
-    "loop": ("usual", "overhead", "scoring", "latency"),
-    "start": ("start",),
-    "options": ("options",),
-    "profile": ("profile",),
-    "memory": ("memory",),
-    "growth": ("growth", "several"),
-}
 ERRORS = tuple(f"errors-{name}" for name in ("machine", "calibration", "scores", "common", "agreement"))
-RIVALS = ("as published", "channels_last", "channels_last, bfloat16", "the same, flattened in place")
-COMMANDS = ("train.py --model fast", "evaluate.py --ckpt best.pt", "predict.py --ckpt logs/tiny.pt")
-NOT_RECORDED = "Not recorded yet."
-LADDER = ("ladder-machine", "ladder-ours", "ladder-rival", "ladder-target")
-SEARCHES = ("ablations",)  # of studies/search.py
-PUBLISHED_RIVAL = "batches of 256, rate 0.01"
-EQUAL = 0.05  # points of joint accuracy: a difference within them does not matter
-T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)  # Student's t, 97.5 %, 1 to 11 degrees
+SEARCH_TABLES = ("search-ablations",)
 PAGES = {  # page: the tables in it
     "README.md": ("results", "base-s0"),
     "studies/README.md": ("summary", "published", "encodings", "weights"),
@@ -67,12 +48,11 @@ PAGES = {  # page: the tables in it
         *(f"likeness-{name}" for name in DESIGNS if published_figures(name)),
     ),
     "studies/speed.md": (
-        "speed-machine",
-        *(f"speed-{name}" for name in ("headline", "gain", *SPEED)),
-        *LADDER,
+        *SPEED_TABLES,
+        *LADDER_TABLES,
         "precisions",
     ),
-    "studies/recipes.md": tuple(f"search-{name}" for name in SEARCHES),
+    "studies/recipes.md": SEARCH_TABLES,
     "studies/robustness.md": ("robustness",),
     "studies/errors.md": ERRORS,
     "logs/README.md": ("index",),
@@ -80,12 +60,8 @@ PAGES = {  # page: the tables in it
 
 
 def spread(folder, names, column, digits=2):
-    """Mean ± standard deviation of a column over runs, as text; the mean alone of one run; a dash for none."""
-    values = [read_accuracies(folder / f"{name}.csv")[column] for name in names]
-    if not values:
-        return "–"
-    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{deviation}"
+    """Mean ± standard deviation of a column over runs, as text."""
+    return mean_sd([read_accuracies(folder / f"{name}.csv")[column] for name in names], digits)
 
 
 def tables(folder, runs):
@@ -121,11 +97,11 @@ def tables(folder, runs):
         "settings": settings(),
         "tries": tries(folder, there),
         "ablations": ablations(row),
-        **speed(folder / "benchmark-cpu.json"),
-        **ladder(folder / "ladder-cpu.json"),
+        **recorded(folder / "benchmark-cpu.json", speed_tables, SPEED_TABLES),
+        **recorded(folder / "ladder-cpu.json", ladder_tables, LADDER_TABLES),
         **recorded(folder / "robustness-cpu.json", robustness_tables, ("robustness",)),
         **recorded(folder / "errors-cpu.json", errors_tables, ERRORS),
-        **{f"search-{name}": search(folder / f"search-{name}.json") for name in SEARCHES},
+        **recorded(folder / "search-ablations.json", search_tables, SEARCH_TABLES),
         "encodings": study_table("encoding", {label: row(study_name(flags)) for label, flags in ENCODINGS.items()}),
         "precisions": study_table("precision", {label: row(study_name(flags)) for label, flags in PRECISIONS.items()}),
         "weights": study_table(
@@ -205,182 +181,6 @@ def recorded(path, make_tables, names):
         return make_tables(json.loads(read_text(path)))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         raise UserError(f"{path} is damaged, or of another version; make it again, or remove it") from None
-
-
-def speed(path):
-    """{name: Markdown} of the benchmark's sections from its JSON, and of the machine they were measured on."""
-    record = json.loads(read_text(path)) if path.exists() else {"rows": []}
-    rounds = sorted({row["repeats"] for row in record["rows"]})
-    commits = {}
-    for row in record["rows"]:
-        commits.setdefault(row["commit"], {})[row["section"]] = None
-    made_by = "; ".join(f"commit {commit}: {', '.join(sections)}" for commit, sections in commits.items())
-    head = "{device}; {versions}; medians of {} to {} rounds. Sections by {}."
-    made = {"speed-machine": "–"}
-    if rounds:
-        made["speed-machine"] = textwrap.fill(head.format(rounds[0], rounds[-1], made_by, **record), 118)
-    for name, sections in SPEED.items():
-        rows = [row for row in record["rows"] if row["section"] in sections]
-        made[f"speed-{name}"] = speed_table(rows) if rows else NOT_RECORDED
-    figures = {row["what"]: row for row in record["rows"]}
-    for name, sentences in (("headline", speed_headline), ("gain", speed_gain)):
-        try:
-            made[f"speed-{name}"] = sentences(figures)
-        except KeyError:  # a row that it is made of
-            made[f"speed-{name}"] = NOT_RECORDED
-    return made
-
-
-def speed_headline(rows):
-    """The fast recipe against its rival, and whole commands, as a list; `rows` {what: row} of the benchmark."""
-    published, alike = (rows[f"training vs public recipe, {name}"] for name in (RIVALS[0], RIVALS[-1]))
-    accuracy = rows[f"test joint vs its test digit, {RIVALS[-1]}"]
-
-    def part(row):
-        low, high = map(figure, row["spread"])
-        return f"{figure(row['ratio'])} (single rounds: {low} to {high}) of the {figure(row['rival'])} s"
-
-    commands = [f"`{name.split(' --ckpt')[0]}` takes {figure(rows[name]['ours'])} s" for name in COMMANDS]
-    lines = [
-        f"The fast recipe trains for {figure(alike['ours'])} s, to a joint accuracy of {figure(accuracy['ours'])} % on "
-        "the test set.",
-        f"That is {part(alike)} of the fastest public recipe where it has our memory layout, precision and flattening, "
-        f"and {part(published)} that it takes as published. It learns the digit alone, to "
-        f"{figure(accuracy['rival'])} %.",
-        f"Whole commands: {', '.join(commands)}.",
-    ]
-    return "\n".join(textwrap.fill(line, 118, initial_indent="- ", subsequent_indent="  ") for line in lines)
-
-
-def speed_gain(rows):
-    """A sentence: the seconds that each change to the rival takes off, and those that lie between it and ours."""
-    taken = [rows[f"training vs public recipe, {name}"] for name in RIVALS]
-    seconds = [*(figure["rival"] for figure in taken), taken[0]["ours"]]
-    layout, precision, flattening, rest = (f"{a - b:.2f} s" for a, b in itertools.pairwise(seconds))
-    sentence = (
-        f"Of the {seconds[0] - seconds[-1]:.2f} s between the other as published and ours, the memory layout accounts "
-        f"for {layout}, then the precision for {precision} and the flattening for {flattening}; the last {rest} lie "
-        "between the recipes themselves (derived: differences of the medians)."
-    )
-    return textwrap.fill(sentence, 118)
-
-
-def speed_table(rows):
-    """The table of rows of the benchmark."""
-    cells = []
-    for row in rows:
-        figures = [figure(row[name]) for name in ("ours", "rival", "ratio")]
-        low, high = map(figure, row["spread"])
-        cells.append([row["what"], row["unit"], *figures, f"{low} to {high}" if low else ""])
-    return table(["what", "unit", "ours", "other", "ratio", "spread"], cells)
-
-
-def ladder(path):
-    """{name: Markdown} of the JSON of studies/ladder.py, and of the machine it was measured on."""
-    if not path.exists():
-        return dict.fromkeys(LADDER, "–")
-    record = json.loads(read_text(path))
-    head = "{device}; {versions}; commit {commit}; {} seeds.".format(len(record["rows"][0]["seconds"]), **record)
-    return {"ladder-machine": textwrap.fill(head, 118)} | ladder_tables(record)
-
-
-def ladder_tables(record):
-    """{name: Markdown} of the record of studies/ladder.py: changes to the fast recipe, settings of the rival.
-
-    Gains are paired with the recipe or with the rival as published, times with both.
-    """
-    rows = {kind: [row for row in record["rows"] if row["kind"] == kind] for kind in ("ours", "rival")}
-    recipe, made = rows["ours"][0], {}
-    published = next(row for row in rows["rival"] if row["what"] == PUBLISHED_RIVAL)
-    for kind, head, reference in (("ours", "joint %", recipe), ("rival", "digit %", published)):
-        lines = []
-        for row in rows[kind]:
-            gain = with_error([a - b for a, b in zip(row["accuracy"], reference["accuracy"], strict=True)], "+")
-            slower = f", {paired(row, recipe, 'scoring'):.1f} times the scoring" if "shifts" in row["what"] else ""
-            times = [
-                statistics.median(row["seconds"]),
-                *(paired(row, other, "seconds") for other in (recipe, published)),
-            ]
-            accuracy = with_error(row["accuracy"])
-            cells = [row["what"] + slower, accuracy, "" if row is reference else gain]
-            lines.append([*cells, *(f"{time:.2f}" for time in times)])
-        made[f"ladder-{kind}"] = table(["change", head, "gain", "s", "of ours", "of rival"], lines)
-    return made | {"ladder-target": time_to_rival(rows)}
-
-
-def time_to_rival(rows):
-    """A sentence for each rival: the time of the recipe on as many images as it takes to reach its mean accuracy, by
-    linear interpolation between half of the images, three quarters and all; the difference where all do not reach it.
-    """
-    shares = [row for row in rows["ours"] if "of the images" in row["what"]] + [rows["ours"][0]]
-    points = [(statistics.mean(row["accuracy"]), statistics.median(row["seconds"])) for row in shares]
-    lines = []
-    for row in rows["rival"]:
-        if not row["what"].startswith(PUBLISHED_RIVAL):
-            continue
-        goal, seconds = statistics.mean(row["accuracy"]), statistics.median(row["seconds"])
-        name = f"the rival's {goal:.2f} % ({row['what']})"
-        for (low, before), (high, after) in itertools.pairwise(points):
-            if low <= goal <= high:
-                reached = before + (after - before) * (goal - low) / (high - low)
-                lines.append(f"To {name}, ours takes {reached:.2f} s, {reached / seconds:.2f} of its {seconds:.2f} s.")
-                break
-        else:
-            short = with_error([a - b for a, b in zip(rows["ours"][0]["accuracy"], row["accuracy"], strict=True)], "+")
-            lines.append(f"Ours does not reach {name}; the difference is {short} points.")
-    return textwrap.fill(" ".join(lines), 118)
-
-
-def search(path):
-    """The table of the JSON of studies/search.py, below the machine and the commits that made it."""
-    if not path.exists():
-        return "–"
-    record = json.loads(read_text(path))
-    commits = ", ".join(dict.fromkeys(row["commit"] for row in record["rows"]))
-    head = textwrap.fill(f"{record['device']}; {record['versions']}; commit {commits}.", 118)
-    return f"{head}\n\n{search_table(record)}"
-
-
-def search_table(record):
-    """The table of a record of studies/search.py: each row, and its differences to the first, paired by seed.
-
-    The interval is that of Student's t at 95 %. A difference is better or worse where the interval excludes 0, equal
-    where it lies within EQUAL points, and else open: too few seeds to tell.
-    """
-    taken = {}
-    for row in record["rows"]:
-        taken.setdefault(row["what"], {})[row["seed"]] = row
-    first, lines = next(iter(taken.values())), []
-    for what, rows in taken.items():
-        joint = [row["joint_accuracy"] for row in rows.values()]
-        gains = [row["joint_accuracy"] - first[seed]["joint_accuracy"] for seed, row in rows.items() if seed in first]
-        gain = verdict = ""
-        if rows is not first and len(gains) > 1:
-            middle, half = statistics.mean(gains), T[len(gains) - 2] * statistics.stdev(gains) / len(gains) ** 0.5
-            gain = f"{middle:+.3f} ± {half:.3f}"
-            verdict = "open" if abs(middle) + half > EQUAL else "equal"
-            verdict = verdict if abs(middle) <= half else "better" if middle > 0 else "worse"
-        agreement = statistics.mean(row["head_agreement"] for row in rows.values())
-        seconds = statistics.median(row["seconds"] for row in rows.values())
-        deviation = f" ± {statistics.stdev(joint):.3f}" if len(joint) > 1 else ""
-        cells = [f"{statistics.mean(joint):.3f}{deviation}", gain, verdict, f"{agreement:.3f}", f"{seconds:.0f}"]
-        lines.append([what, str(len(rows)), *cells])
-    return table(["change", "seeds", "joint %", "difference", "", "agree %", "s"], lines)
-
-
-def paired(row, reference, name):
-    """The median ratio of the figures of two rows, round by round."""
-    return statistics.median(a / b for a, b in zip(row[name], reference[name], strict=True))
-
-
-def with_error(values, sign=""):
-    """Mean ± standard error as text."""
-    return f"{statistics.mean(values):{sign}.2f} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}"
-
-
-def figure(value):
-    """A figure of the benchmark as the tables show it; nothing for None."""
-    return "" if value is None else f"{value:,.{0 if abs(value) >= 1000 else 2}f}"
 
 
 def index(folder, names):

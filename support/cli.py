@@ -175,6 +175,21 @@ def file_name(text):
     return text
 
 
+def output_file(text):
+    """An argparse type: the path of a file to write, in a folder that exists."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}")
+    return path
+
+
+def refuse_overwriting(paths, **outputs):
+    """Raise UserError where an output, {flag: path or None}, is one of the files at `paths`, which are read."""
+    for flag, output in outputs.items():
+        if output and output.resolve() in [Path(path).resolve() for path in paths]:
+            raise UserError(f"--{flag} {output} would overwrite a file that is read")
+
+
 def span(low, high):
     """The range in words."""
     return f"at least {low}" if high == math.inf else f"from {low} to {high}"

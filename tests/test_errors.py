@@ -192,7 +192,7 @@ BAD = {
     "a-best.pt other.pt": "trained on mnist and synthetic",
     "odd.pt": "its entry args is damaged",
     "a-best.pt --json none/e.json": "there is no folder none",
-    "a-best.pt --json a-best.pt": "would overwrite a checkpoint",
+    "a-best.pt --json a-best.pt": "would overwrite a file",
     "a-best.pt --figure none/e.svg": "there is no folder none",
     "a-best.pt --figure e.gif": "must end in .svg or .png",
 }

@@ -8,24 +8,27 @@ import torch
 
 import model
 from studies import ladder
-from studies.tables import PUBLISHED_RIVAL, ladder_tables
+from studies.measure import held_out
+from studies.speed_tables import PUBLISHED_RIVAL, ladder_tables
 from support import optim
+
+WHERE = dict(device="cpu", versions="torch", commit="0000000")
 
 
 @pytest.fixture(scope="module")
 def parts(small):
-    training, held = ladder.parts_of(*small, 3)
+    training, held = held_out("ladder", *small, 3, ladder.PARTS)
     return tuple(table[:640] for table in training), held  # not a last batch of one image
 
 
 def test_what_is_scored_is_never_trained_on_and_every_image_is_held_out_once(small):
     numbered = torch.arange(700)
-    held_out = []
+    seen = []
     for seed in range(ladder.PARTS):
-        (images, kept), (_, held) = ladder.parts_of(small[0], numbered, seed)
+        (images, kept), (_, held) = held_out("ladder", small[0], numbered, seed, ladder.PARTS)
         assert len(images) == len(kept) == 700 - len(held) and not set(kept.tolist()) & set(held.tolist())
-        held_out += held.tolist()
-    assert sorted(held_out) == numbered.tolist()
+        seen += held.tolist()
+    assert sorted(seen) == numbered.tolist()
 
 
 def test_the_encoder_takes_the_layers_of_a_row_and_its_linear_layer_all_of_their_map():
@@ -37,9 +40,9 @@ def test_the_encoder_takes_the_layers_of_a_row_and_its_linear_layer_all_of_their
     convolution, end = ["Conv2d", "BatchNorm2d", "ReLU"], ["FlattenLast", "Linear", "BatchNorm1d", "ReLU"]
     pooled = ["Conv2d", "MaxPool2d", "BatchNorm2d", "ReLU"]
     assert layers() == (["ZeroPad2d", *pooled, *convolution, *end], 96 * 3 * 3)
-    before = ladder.CHANGES["the recipe before"]["encoder"]
+    before = ladder.CHANGES["the recipe before"]["network"]
     assert layers(**before) == (["ZeroPad2d", *pooled, *convolution, *pooled, *end], 64 * 2 * 2)
-    assert layers(**ladder.CHANGES["three layers"]["encoder"])[1] == 96 * 3 * 3
+    assert layers(**ladder.CHANGES["three layers"]["network"])[1] == 96 * 3 * 3
 
 
 @pytest.mark.parametrize("what", [what for what, change in ladder.CHANGES.items() if change and "shifts" not in change])
@@ -110,7 +113,7 @@ def test_the_ladder_pairs_each_change_with_the_recipe_seed_by_seed():
         row("rival", PUBLISHED_RIVAL, [2.0, 4.0, 6.0], [98.0, 98.0, 98.0]),
         row("rival", "other", [1.0, 2.0, 3.0], [98.0, 98.0, 99.5]),
     ]
-    made = ladder_tables({"rows": rows})
+    made = ladder_tables(WHERE | {"rows": rows})
     assert "| better     | 98.50 ± 0.58 | +0.50 ± 0.00 | 1.00 | 0.50    | 0.25     |" in made["ladder-ours"]
     assert "98.00 ± 0.00 |              | 4.00 | 2.00    | 1.00     |" in made["ladder-rival"]
     assert "98.50 ± 0.50 | +0.50 ± 0.50 | 2.00 | 1.00    | 0.50     |" in made["ladder-rival"]
@@ -127,13 +130,38 @@ def test_the_time_to_the_rivals_accuracy_lies_between_two_shares_of_the_images()
         row("rival", PUBLISHED_RIVAL, 7.0, 98.5),
         row("rival", "batches of 512, rate 0.01", 9.0, 98.5),
     ]
-    target = ladder_tables({"rows": rows})["ladder-target"]
+    target = ladder_tables(WHERE | {"rows": rows})["ladder-target"]
     assert "ours takes 3.50 s, 0.50 of its 7.00 s" in target and target.count("\n") == 0
     rows[3] = row("rival", PUBLISHED_RIVAL, 7.0, 99.5)
-    target = ladder_tables({"rows": rows})["ladder-target"]
+    target = ladder_tables(WHERE | {"rows": rows})["ladder-target"]
     assert "Ours does not reach" in target and "the difference is -0.50 ± 0.00 points" in target
 
 
 def test_no_folder_for_the_figures_is_said_before_the_work(run):
     status, _, err = run(ladder, "--json", "none/l.json")
     assert status == 2 and "no folder" in err
+
+
+def test_the_harder_part_of_a_batch_has_its_highest_losses(parts):
+    run = ladder.Run("fast", parts[0], torch.device("cpu"), batch_size=200)
+    whole = next(run.batches.epoch(0))
+    ladder.harder(run, None, 0.25)
+    part = next(run.batches.epoch(0))
+    assert [len(table) for table in part] == [50] * 4 and torch.equal(part[3], part[1] + part[2].unsqueeze(1))
+    run.model.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = [
+            torch.nn.functional.cross_entropy(run.model(image, addend[:, 0])[0].float(), digit, reduction="none")
+            for image, addend, digit, _ in (whole, part)
+        ]
+    torch.testing.assert_close(losses[1].sort().values, losses[0].sort().values[-50:])
+
+
+def test_images_are_smaller_in_the_first_half_of_the_training_alone(parts):
+    run = ladder.Run("fast", parts[0], torch.device("cpu"), batch_size=160)
+    ladder.smaller_first(run, None)
+    sides = []
+    run.model.encoder[2].register_forward_hook(lambda layer, images, _: sides.append(images[0].shape[-1]))
+    run.train()
+    run.model.eval()(torch.zeros(2, 1, 28, 28), torch.zeros(2, dtype=torch.int64))
+    assert sides == [20, 20, 24, 24, 24]

@@ -15,6 +15,7 @@ from data import generator_for, load_digits, split_indices
 from studies import robustness
 from studies.robustness import CLEAN, KINDS, MEAN, STRENGTHS
 from studies.tables import recorded
+from support import figures
 from support.checkpoint import load_checkpoint, save_checkpoint
 from support.cli import UserError
 from support.corruptions import corrupt
@@ -103,14 +104,12 @@ def test_a_missing_record_is_a_dash_and_one_that_is_there_its_tables(scored):
     assert recorded(folder / "none.json", robustness.robustness_tables, ("robustness",)) == {"robustness": "–"}
 
 
-def test_the_figure_shows_every_kind_for_light_and_dark_pages(scored, tmp_path, monkeypatch):
+def test_the_figure_shows_every_kind_for_light_and_dark_pages(scored, tmp_path):
     pytest.importorskip("matplotlib")
     _, record, _ = scored
-    drawn, draw = [], robustness.draw
-    monkeypatch.setattr(robustness, "draw", lambda *arguments: drawn.append(draw(*arguments)) or drawn[-1])
-    paths = robustness.write_figures(record, tmp_path / "f.svg")
-    assert [path.name for path in paths] == ["f.svg", "f-dark.svg"]
-    assert len(set(contents(tmp_path).values())) == 2
+    drawn = []
+    figures.save_themes(lambda theme: drawn.append(robustness.draw(record, theme)) or drawn[-1], tmp_path / "f.svg")
+    assert set(contents(tmp_path)) == {"f.svg", "f-dark.svg"} and len(set(contents(tmp_path).values())) == 2
     axes = drawn[0].axes
     assert [panel.get_title("left") for panel in axes[:14]] == [*KINDS, MEAN]
     rows = {(row["kind"], row["strength"]): row["joint"] for row in record["networks"][1]["rows"]}
@@ -138,9 +137,9 @@ def test_quick_scores_few_images_and_validation_those_held_out(run, trained, sma
         ("--ckpt run.pt none.pt", "no checkpoint none.pt"),
         ("", "no checkpoint best.pt"),
         ("--ckpt run.pt --json none/r.json", "there is no folder none"),
-        ("--ckpt run.pt --json ./run.pt", "would overwrite a checkpoint"),
-        ("--ckpt run.pt --svg none/r.svg", "there is no folder none"),
-        ("--ckpt run.pt --svg r.png", "does not end in .svg"),
+        ("--ckpt run.pt --json ./run.pt", "would overwrite a file"),
+        ("--ckpt run.pt --figure none/r.svg", "there is no folder none"),
+        ("--ckpt run.pt --figure r.gif", "must end in .svg or .png"),
         ("--ckpt all.pt --validation", "trained on all images"),
         ("--ckpt run.pt all.pt --validation", "trained on all images"),
         ("--ckpt forged.pt", "damaged argument --augment-corruptions"),

@@ -9,18 +9,18 @@ import torch
 import data
 import model
 import train
-from studies import search
-from studies.tables import search_table
+from studies import changes, search
+from studies.measure import held_out
 from support import optim
 
 CPU = torch.device("cpu")
 OWN = ("network", "warps", "batches", "optimizer_class", "schedule_function", "average", "agreement")
-REPLACING = {what: change for what, change in search.ABLATIONS.items() if any(name in change for name in OWN)}
+REPLACING = {what: change for what, change in changes.ABLATIONS.items() if any(name in change for name in OWN)}
 
 
 @pytest.fixture(scope="module")
 def parts(small):
-    training, held = search.parts_of(*small, 3)
+    training, held = held_out("search", *small, 3, search.PARTS)
     return tuple(table[:300] for table in training), tuple(table[:50] for table in held)
 
 
@@ -48,12 +48,12 @@ def trained(parts):
 
 
 def test_what_is_scored_is_never_trained_on_and_every_image_is_held_out_once(small):
-    numbered, held_out = torch.arange(700), []
+    numbered, seen = torch.arange(700), []
     for seed in range(search.PARTS):
-        (_, kept), (_, held) = search.parts_of(small[0], numbered, seed)
+        (_, kept), (_, held) = held_out("search", small[0], numbered, seed, search.PARTS)
         assert len(kept) == 700 - len(held) and not set(kept.tolist()) & set(held.tolist())
-        held_out += held.tolist()
-    assert sorted(held_out) == numbered.tolist()
+        seen += held.tolist()
+    assert sorted(seen) == numbered.tolist()
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +84,13 @@ def test_the_arguments_of_the_rows_are_flags_of_train(small):
 
 
 def test_warps_of_one_kind_leave_the_others_at_rest():
-    warps = search.only_warps(("right", "down"))(50, 1.0, 0, 0)
+    warps = changes.only_warps(("right", "down"))(50, 1.0, 0, 0)
     assert torch.equal(warps[:, :, :2], torch.eye(2).expand(50, 2, 2)) and warps[:, :, 2].abs().min() > 0
 
 
 def test_the_last_quarter_is_averaged_evenly():
     layer = torch.nn.Linear(1, 1, bias=False)
-    average = search.LastQuarter(layer, 8)
+    average = changes.LastQuarter(layer, 8)
     for step in range(8):
         with torch.no_grad():
             layer.weight.fill_(2.0**step)
@@ -104,7 +104,7 @@ def test_the_sum_is_taught_the_digits_answer_shifted_and_the_digit_nothing():
     digit_logits, sum_logits = torch.randn(4, 3, 10, requires_grad=True), torch.randn(4, 3, 19, requires_grad=True)
     digit, addend = torch.tensor([7, 0, 9, 3]), torch.tensor([[5, 0, 9]] * 4)
     plain = net.sum_loss(sum_logits, digit.unsqueeze(1) + addend)
-    with patch.multiple(model.TwoHeadNet, **search.taught_by_digit(2.0)):
+    with patch.multiple(model.TwoHeadNet, **changes.taught_by_digit(2.0)):
         net.digit_loss(digit_logits, digit)
         loss = net.sum_loss(sum_logits, digit.unsqueeze(1) + addend)
     loss.backward()
@@ -119,7 +119,7 @@ def test_the_sum_is_taught_the_digits_answer_shifted_and_the_digit_nothing():
 
 def test_muon_moves_the_weights_that_it_was_given():
     layer = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-    optimizer = search.Muon(layer.parameters(), lr=0.1, weight_decay=0.0, fused=False)
+    optimizer = changes.Muon(layer.parameters(), lr=0.1, weight_decay=0.0, fused=False)
     before = [value.detach().clone() for value in layer.parameters()]
     layer(torch.randn(2, 3, 5, 5)).square().mean().backward()
     optimizer.step()
@@ -131,7 +131,7 @@ def test_muon_moves_the_weights_that_it_was_given():
 
 def test_a_search_goes_on_where_it_stopped(run, small_dir, tmp_path):
     flags = ["ablations", "--quick", "--dataset", "synthetic", "--data-dir", small_dir, "--device", "cpu"]
-    rows = {what: search.ABLATIONS[what] for what in ("as it is", "K = 1", "K = 2")}
+    rows = {what: changes.ABLATIONS[what] for what in ("as it is", "K = 1", "K = 2")}
     with (
         patch.object(search, "SEARCHES", {"ablations": ("tiny", {}, rows)}),
         patch.object(search, "QUICK_IMAGES", 200),
@@ -165,7 +165,9 @@ def test_the_table_tells_no_difference_from_too_few_seeds():
 
     record = rows("first", [99.0, 99.2, 99.1]) + rows("up", [99.1, 99.31, 99.2]) + rows("same", [99.0, 99.21, 99.1])
     record += rows("wild", [99.0, 99.9, 98.5]) + rows("down", [98.0, 98.2, 98.1]) + rows("one", [99.0])
-    lines = search_table({"rows": record}).splitlines()[2:]
+    where = dict(search="ablations", device="cpu", versions="torch")
+    record = [row | {"commit": "0000000"} for row in record]
+    lines = search.search_tables(where | {"rows": record})["search-ablations"].splitlines()[4:]
     verdicts = [line.split("|")[5].strip() for line in lines]
     assert verdicts == ["", "better", "equal", "open", "worse", ""]
     assert "-1.000 ± 0.000" in lines[4] and "99.100 ± 0.100" in lines[0]

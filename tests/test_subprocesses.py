@@ -13,7 +13,7 @@ import torch
 
 import data
 from studies import measure, subprocesses
-from studies.tables import COMMANDS
+from studies.speed_tables import COMMANDS
 from support import cli
 
 CHILD = {"imports": 2.0, "first step": 3.0, "peak": 300.0, "anonymous": 200.0, "peak on CUDA": 0.0}
@@ -174,7 +174,7 @@ def test_a_command_is_timed_to_its_end_and_the_least_of_the_rounds_counts(settin
     monkeypatch.setattr(subprocesses, "training_phases", lambda words: {"training": float(next(seconds))})
     rows = list(subprocesses.commands(dataclasses.replace(setting, repeats=3)))
     assert [row["ours"] for row in rows] == [1, 2, 3, 4, 5] and rows[0]["spread"] == [1, 11]
-    assert set(COMMANDS) < {row["what"] for row in rows}  # what tables.py reads
+    assert set(COMMANDS) < {row["what"] for row in rows}  # what speed_tables.py reads
     assert [words[0] for words in asked[:4]] == ["train.py", "train.py", "evaluate.py", "predict.py"]
     assert len({words for words in asked if "fast" in words}) == 3  # a run of its own each time
 
