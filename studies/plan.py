@@ -14,7 +14,8 @@ OURS = {"base": range(5), "tiny": range(5), "large": range(5), "fast": range(10)
 OTHER_SEEDS = range(3)
 CORRUPTED = 0.25  # share of the training images, chosen on held-out images: studies/robustness.md
 PUBLISHED_SEEDS = {"two-branch-lenet": range(5)}  # one of the first three collapses, so its spread needs more
-OUR, REPLAY = "train.py --dataset mnist", "-m studies.replay"
+OUR, REPLAY, DISTILL = "train.py --dataset mnist", "-m studies.replay", "-m studies.distill"
+CHECKPOINTS = "logs/records/.checkpoints"  # of the recorded runs, in the repository
 STUDY_EPOCHS = 3  # of the studies of encodings, weights and precision
 # Designs without a fault: there is nothing to mend.
 FAULTLESS = tuple(name for name, design in DESIGNS.items() if not design.faults)
@@ -143,10 +144,41 @@ def groups():
     return found
 
 
+def studies():
+    """The records that are not of a single run: {file: (group, command, runs whose checkpoints it reads)}.
+
+    The command is to be followed by `--json FILE`; the search continues its file, the others start again.
+    """
+    plain, corrupted = ([f"{name}-s{n}" for n in OTHER_SEEDS] for name in ("base", "base-corrupted"))
+    all_of_base = [f"base-s{n}" for n in OURS["base"]]
+    read = {
+        "robustness-cpu.json": ("robustness", "-m studies.robustness", [*plain, *corrupted]),
+        "errors-cpu.json": ("errors", "-m studies.errors --ensemble", all_of_base),
+        "search-ablations.json": ("search", "-m studies.search ablations", []),
+        "ladder-cpu.json": ("speed", "-m studies.ladder", []),
+        "benchmark-cpu.json": ("speed", "-m studies.benchmark", []),
+    }
+    return {
+        file: (group, " ".join([command, *(["--ckpt"] if runs else []), *map(checkpoint, runs)]), runs)
+        for file, (group, command, runs) in read.items()
+    }
+
+
+def checkpoint(name):
+    """The path of a recorded run's best checkpoint, which is not committed."""
+    return f"{CHECKPOINTS}/{name}.pt"
+
+
 def plan(only=None):
-    """The runs of these groups, or of all: {name: command}, in the order in which they are run."""
-    chosen = [runs for group, runs in groups().items() if only is None or group in only]
-    return {name: command for runs in chosen for name, command in runs.items()}
+    """The runs of these groups, or of all: {name: command}, in the order in which they are run; with them those whose
+    checkpoints a study of these groups reads."""
+    made = groups()
+    runs = {name: command for group in made.values() for name, command in group.items()}
+    if only is None:
+        return runs
+    wanted = {name for group in only for name in made.get(group, ())}
+    wanted |= {name for group, _, read in studies().values() if group in only for name in read}
+    return {name: command for name, command in runs.items() if name in wanted}
 
 
 def try_name(design, flags):

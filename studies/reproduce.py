@@ -1,7 +1,8 @@
 """Run every experiment behind the tables, and write the tables from the logs.
 
     python -m studies.reproduce          run what is missing in logs/records/,
-                                         then rewrite the tables and figures
+                                         runs first, then studies; then rewrite
+                                         the tables and figures
     python -m studies.reproduce --only weights
                                          run only what the table of the loss
                                          weights needs
@@ -30,8 +31,9 @@ from pathlib import Path
 
 from support import cli
 
-GROUPS = (  # of studies.plan
+GROUPS = (  # of runs, then of studies, in studies.plan
     *("results", "encodings", "precisions", "weights", "robustness", "published", "tries", "ablations"),
+    *("errors", "search", "speed"),
 )
 
 
@@ -51,7 +53,8 @@ if __name__ == "__main__":
     cli.begin_script(make_parser)  # answers --help and a mistyped flag before PyTorch is imported, which takes seconds
 
 from studies import figures
-from studies.plan import REPLAY, SHARED, finished, plan
+from studies.plan import REPLAY, SHARED, finished, plan, studies
+from studies.search import is_complete
 from studies.tables import PAGES, rewrite, tables
 from support.figures import require_matplotlib
 from support.files import lock, read_text, write_atomically
@@ -62,9 +65,17 @@ LOOP = ("data.py", "model.py", "train.py", "evaluate.py", "support/optim.py", "s
 REPLAY_LOOP = ("data.py", "evaluate.py", "studies/replay.py", "studies/published.py")
 
 
-def run_all(runs, folder, jobs, extra):
-    """Run what is not finished, `jobs` at a time, into `folder`. Raises UserError where a run fails."""
-    waiting = {name: command for name, command in runs.items() if not finished(folder, name, command)}
+def run_all(runs, folder, jobs, extra, read=()):
+    """Run what is not finished, `jobs` at a time, into `folder`; and those of the runs `read` that have no checkpoint.
+
+    Raises UserError where a run fails.
+    """
+    waiting = {
+        name: command
+        for name, command in runs.items()
+        if not finished(folder, name, command)
+        or (name in read and not (folder / ".checkpoints" / f"{name}.pt").exists())
+    }
     total, start, running = len(waiting), time.monotonic(), {}
     print(f"{len(runs) - total} of {len(runs)} runs are there, {total} to do", flush=True)
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
@@ -128,6 +139,20 @@ def keep(name, process, folder, jobs):
     shutil.rmtree(work)
 
 
+def make_studies(missing, records, extra):
+    """Make these records of studies, {file: command}, one after the other. Raises UserError where one fails."""
+    for file, command in missing.items():
+        print(f"{file}: python {command}", flush=True)
+        words = [sys.executable, *shlex.split(command), "--json", str(records / file), *extra]
+        if subprocess.run(words, cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
+            raise cli.UserError(f"the study behind {file} failed")
+
+
+def is_made(path):
+    """Whether the record of a study is there, and a search complete."""
+    return path.exists() and (not path.name.startswith("search-") or is_complete(path))
+
+
 def by_older_code(records):
     """A sentence on the records whose commit has other code of the loop than this one, or is unknown here; or None."""
     logs = [read_text(path) for path in sorted(records.glob("*.txt"))]
@@ -159,6 +184,8 @@ def main(argv=None):
         parser.error("--check and --quick contradict each other")
 
     runs, records = plan(args.only), ROOT / RECORDS
+    chosen = {file: study for file, study in studies().items() if args.only is None or study[0] in args.only}
+    missing = {file: study for file, study in chosen.items() if not is_made(records / file)}
     extra = ["--device", args.device, "--data-dir", args.data_dir]
     if args.quick:
         few = {"train.py": "--epochs 1 --val-size 45000", "-m": "--epochs 1 --images 15000"}
@@ -174,7 +201,9 @@ def main(argv=None):
         require_matplotlib()
         records.mkdir(parents=True, exist_ok=True)
         with lock(records):
-            run_all(runs, records, args.jobs or 1, extra)
+            read = {name for _, _, names in missing.values() for name in names}
+            run_all(runs, records, args.jobs or 1, extra, read)
+            make_studies({file: command for file, (_, command, _) in missing.items()}, records, extra)
     made, differing = tables(records, plan()), []
     if older := by_older_code(records):
         print(older, file=sys.stderr)

@@ -140,6 +140,15 @@ def search_tables(record):
     return {f"search-{record['search']}": f"{head}\n\n{made}"}
 
 
+def is_complete(path):
+    """Whether the record at `path` has all rows of its search with all seeds. Raises UserError as `read_record`."""
+    name = path.stem.removeprefix("search-")
+    _, settings, rows = SEARCHES[name]
+    found = {(row["what"], row["seed"]): row["change"] for row in read_record(path, name, {})["rows"]}
+    wanted = {(what, seed): describe(settings | change) for what, change in rows.items() for seed in range(SEEDS)}
+    return wanted.items() <= found.items()
+
+
 def main(argv=None):
     args = make_parser().parse_args(argv)
     size, settings, rows = SEARCHES[args.search]

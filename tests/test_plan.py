@@ -6,7 +6,7 @@ import pytest
 
 import train
 from studies import reproduce
-from studies.plan import REPLAY, groups, plan
+from studies.plan import REPLAY, groups, plan, studies
 from studies.tables import tables
 
 HEADER = """\
@@ -20,15 +20,17 @@ arguments   {arguments}
 
 
 def test_only_takes_the_runs_of_these_tables(run, monkeypatch):
-    assert reproduce.GROUPS == tuple(groups())
+    assert reproduce.GROUPS == tuple(dict.fromkeys([*groups(), *(group for group, *_ in studies().values())]))
     taken = []
     monkeypatch.setattr(reproduce, "run_all", lambda runs, *rest: taken.append(set(runs)))
+    monkeypatch.setattr(reproduce, "make_studies", lambda *arguments: None)
     monkeypatch.setattr(reproduce, "tables", lambda *arguments: pytest.exit("not in a test"))
     for only in (["weights"], ["weights", "tries"], []):
         with pytest.raises(pytest.exit.Exception):
             run(reproduce, *(["--only", *only] if only else []))
         wanted = {name for group, runs in groups().items() if group in only or not only for name in runs}
         assert taken[-1] == wanted == set(plan(only or None))
+    assert set(plan(["errors"])) == {f"base-s{seed}" for seed in range(5)}  # whose checkpoints it reads
     assert {"study-default-s0", "study-digit-weight-0.9-sum-weight-0.1-s2"} <= taken[0] and len(taken[0]) == 15
     status, _, err = run(reproduce, "--only", "weight")
     assert status == 2 and "weights" in err

@@ -1,6 +1,7 @@
 """The tables: they come from the logs, and a stopped reproduction loses nothing."""
 
 import contextlib
+import importlib
 import signal
 import subprocess
 import time
@@ -13,7 +14,7 @@ from conftest import ROOT
 from data import Batches
 from model import build_model
 from studies import replay, reproduce
-from studies.plan import FAULTLESS, REPLAY, finished, plan
+from studies.plan import FAULTLESS, REPLAY, finished, plan, studies
 from studies.published import DESIGNS
 from studies.tables import PAGES, tables
 from support.cli import UserError, run_script
@@ -113,6 +114,39 @@ def test_finished_runs_are_skipped_and_others_made(tmp_path, extra, in_this_proc
     assert not list((tmp_path / ".work").iterdir())
     assert str(tmp_path) not in (tmp_path / "a.txt").read_text()
     assert not finished(tmp_path, "a", COMMAND.format(2, 0))  # another command is another run
+
+
+def test_a_run_whose_checkpoint_a_study_reads_is_made_again_without_it(tmp_path, extra, in_this_process):
+    runs = {"a": COMMAND.format(1, 0)}
+    reproduce.run_all(runs, tmp_path, 1, extra)
+    (tmp_path / ".checkpoints" / "a.pt").unlink()
+    reproduce.run_all(runs, tmp_path, 1, extra)
+    assert not (tmp_path / ".checkpoints" / "a.pt").exists()
+    reproduce.run_all(runs, tmp_path, 1, extra, read={"a"})
+    assert (tmp_path / ".checkpoints" / "a.pt").exists()
+
+
+def test_missing_records_of_studies_are_made_after_the_runs_and_others_kept(run, tmp_path, monkeypatch):
+    words, folder = [], tmp_path / reproduce.RECORDS
+    folder.mkdir(parents=True)
+    (folder / "errors-cpu.json").write_text("{}")
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    monkeypatch.setattr(reproduce, "run_all", lambda runs, *rest: words.append(sorted(rest[-1])))
+    fake = SimpleNamespace(run=lambda line, **_: words.append(line) or SimpleNamespace(returncode=1), DEVNULL=None)
+    monkeypatch.setattr(reproduce, "subprocess", fake)
+    status, _, err = run(reproduce, "--only", "errors", "robustness")
+    assert status == 2 and "the study behind robustness-cpu.json failed" in err
+    read, line = words
+    assert read == [f"base-{kind}s{seed}" for kind in ("corrupted-", "") for seed in range(3)]
+    assert line[1:3] == ["-m", "studies.robustness"] and str(folder / "robustness-cpu.json") in line
+    assert [word for word in line if word.endswith("base-s1.pt")] == ["logs/records/.checkpoints/base-s1.pt"]
+
+
+def test_every_command_of_a_study_is_one_that_its_script_takes():
+    for file, (_, command, _) in studies().items():
+        module, *flags = command.removeprefix("-m ").split()
+        args = importlib.import_module(module).make_parser().parse_args([*flags, "--json", file, "--device", "cpu"])
+        assert str(args.json) == file
 
 
 def test_runs_that_share_the_machine_say_so(tmp_path, extra, in_this_process):

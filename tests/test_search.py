@@ -171,3 +171,17 @@ def test_the_table_tells_no_difference_from_too_few_seeds():
     verdicts = [line.split("|")[5].strip() for line in lines]
     assert verdicts == ["", "better", "equal", "open", "worse", ""]
     assert "-1.000 ± 0.000" in lines[4] and "99.100 ± 0.100" in lines[0]
+
+
+def test_a_search_is_complete_with_all_its_rows_and_seeds(tmp_path):
+    _, settings, rows = changes.SEARCHES["base"]
+    figures = dict.fromkeys(search.FIGURES, 1.0) | {"commit": "0000000"}
+    made = [
+        dict(what=what, seed=seed, change=search.describe(settings | change)) | figures
+        for what, change in rows.items()
+        for seed in range(search.SEEDS)
+    ]
+    path = tmp_path / "search-base.json"
+    for count, complete in ((len(made), True), (len(made) - 1, False)):
+        path.write_text(json.dumps({"search": "base", "rows": made[:count]}))
+        assert search.is_complete(path) == complete
