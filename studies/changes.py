@@ -206,6 +206,14 @@ TRIES = {
         "channels 16, 16 / 32, 32 / 64, 64": dict(network=dict(stages=((16, 16), (32, 32), (64, 64)), features=56)),
         "channels 24 / 40 / 64, 64": dict(network=dict(stages=((24,), (40,), (64, 64)), features=60)),
         **{f"Muon, rate {rate}": dict(optimizer_class=Muon, learning_rate=rate) for rate in (0.005, 0.01)},
+        **{
+            f"Muon, rate {rate}, channels 16, 16 / 32, 32 / 64, 64": dict(
+                optimizer_class=Muon,
+                learning_rate=rate,
+                network=dict(stages=((16, 16), (32, 32), (64, 64)), features=56),
+            )
+            for rate in (0.005, 0.01)
+        },
         "SGD, rate 0.2": dict(optimizer="sgd", learning_rate=0.2, weight_decay=5e-4),
         "rate 0.02": dict(learning_rate=0.02),
         "no warm-up": dict(schedule_function=no_warm_up),
@@ -247,6 +255,7 @@ TRIES = {
         "as it is": {},
         "augmentation 1.5": dict(augment=1.5),
         "rate 0.005": dict(learning_rate=0.005),
+        "Muon, rate 0.005": dict(optimizer_class=Muon, learning_rate=0.005),
         "elastic distortion": dict(batches=ElasticBatches),
         "label smoothing 0.05": dict(label_smoothing=0.05),
         **{
@@ -255,6 +264,12 @@ TRIES = {
             )
             for strength in (1.0, 1.5)
         },
+        "channels 32 / 64, 64 / 128, 128, 20 epochs, Muon, rate 0.005": dict(
+            network=dict(stages=((32,), (64, 64), (128, 128)), features=128),
+            epochs=20,
+            optimizer_class=Muon,
+            learning_rate=0.005,
+        ),
         "channels 16, 16 / 32, 32 / 64, 64, 40 epochs": dict(
             network=dict(stages=((16, 16), (32, 32), (64, 64)), features=64), epochs=40
         ),
