@@ -66,40 +66,6 @@ class ElasticBatches(data.Batches):
             yield image.contiguous(memory_format=torch.channels_last), *rest
 
 
-class Muon:
-    """Muon for weights of two dimensions and more, each as a matrix [out, all else]; AdamW for the rest.
-
-    K. Jordan, https://kellerjordan.github.io/posts/muon; its rate is scaled to AdamW's, so both take the same.
-    """
-
-    def __init__(self, parameters, lr, weight_decay, fused):
-        parameters = list(parameters)
-        self.weights = [parameter for parameter in parameters if parameter.dim() > 1]
-        self.matrices = [nn.Parameter(self.matrix(weight.data)) for weight in self.weights]
-        rest = [parameter for parameter in parameters if parameter.dim() < 2]
-        options = dict(lr=lr, weight_decay=weight_decay)
-        self.inner = [
-            torch.optim.Muon(self.matrices, adjust_lr_fn="match_rms_adamw", **options),
-            torch.optim.AdamW(rest, fused=fused, **options),
-        ]
-        self.param_groups = [group for optimizer in self.inner for group in optimizer.param_groups]
-
-    @staticmethod
-    def matrix(weight):
-        """A view of the weight [out, ...] as [out, -1]; of a convolution in channels_last."""
-        return (weight.permute(0, 2, 3, 1) if weight.dim() == 4 else weight).flatten(1)
-
-    def zero_grad(self):
-        for parameter in (*self.weights, *self.inner[1].param_groups[0]["params"]):
-            parameter.grad = None
-
-    def step(self):
-        for matrix, weight in zip(self.matrices, self.weights, strict=True):
-            matrix.grad = self.matrix(weight.grad)
-        for optimizer in self.inner:
-            optimizer.step()
-
-
 class LastQuarter(optim.PolynomialAverage):
     """The plain mean of the weights over the last quarter of the steps: stochastic weight averaging, P. Izmailov et
     al., arXiv 1803.05407. `eta` is the number of all steps."""
@@ -145,10 +111,10 @@ def taught_by_digit(weight):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The rows: arguments of train.py; "network": arguments of `encoder`, or of the size; "warps": the only ones; "batches",
-# "optimizer_class", "schedule_function" and "average" replace what their names say; "agreement": `taught_by_digit`.
+# The rows: arguments of train.py; "network": arguments of `encoder`, or of the size; "warps": the only ones;
+# "batches", "schedule_function" and "average" replace what their names say; "nesterov": momentum of SGD; "agreement":
+# `taught_by_digit`.
 
-NESTEROV = functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True)
 ABLATIONS = {
     "as it is": {},
     **{f"K = {k}": dict(addends_per_image=k) for k in (1, 2, 5)},
@@ -180,11 +146,11 @@ ABLATIONS = {
     **{f"SGD, rate {rate}": dict(optimizer="sgd", learning_rate=rate, weight_decay=5e-4) for rate in (0.05, 0.2)},
     **{
         f"SGD with Nesterov momentum, rate {rate}": dict(
-            optimizer_class=NESTEROV, learning_rate=rate, weight_decay=5e-4
+            optimizer="sgd", nesterov=True, learning_rate=rate, weight_decay=5e-4
         )
         for rate in (0.05, 0.2)
     },
-    **({f"Muon, rate {rate}": dict(optimizer_class=Muon, learning_rate=rate) for rate in (0.005, 0.01, 0.03)}),
+    **{f"AdamW, rate {rate}": dict(optimizer="adamw", learning_rate=rate) for rate in (0.005, 0.01, 0.02)},
     "constant rate 0.003": dict(schedule="constant", learning_rate=0.003),
     "linear decay": dict(schedule_function=linear),
     "no warm-up": dict(schedule_function=no_warm_up),
@@ -198,22 +164,16 @@ ABLATIONS = {
     "sum without parameters": dict(sum_encoding="shift"),
     **{f"{epochs} epochs": dict(epochs=epochs) for epochs in (1, 2, 5, 10, 20, 30)},
 }
-TRIES = {
+WIDE, DEEP = ((16,), (32, 32), (64, 64)), ((16, 16), (32, 32), (64, 64))  # channels of the stages of base
+MEDIUM = dict(network=dict(stages=((32,), (64, 64), (128, 128)), features=128), epochs=20)
+MUON = dict(optimizer="muon")
+TRIES = {  # the first rows are those of AdamW
     "base": {
-        "as it is": {},
+        "AdamW": {},
         "channels 16 / 32 / 64": dict(network=dict(stages=((16,), (32,), (64,)))),
-        "channels 16 / 32, 32 / 64, 64": dict(network=dict(stages=((16,), (32, 32), (64, 64)), features=60)),
-        "channels 16, 16 / 32, 32 / 64, 64": dict(network=dict(stages=((16, 16), (32, 32), (64, 64)), features=56)),
+        "channels 16 / 32, 32 / 64, 64": dict(network=dict(stages=WIDE, features=60)),
+        "channels 16, 16 / 32, 32 / 64, 64": dict(network=dict(stages=DEEP, features=56)),
         "channels 24 / 40 / 64, 64": dict(network=dict(stages=((24,), (40,), (64, 64)), features=60)),
-        **{f"Muon, rate {rate}": dict(optimizer_class=Muon, learning_rate=rate) for rate in (0.005, 0.01)},
-        **{
-            f"Muon, rate {rate}, channels 16, 16 / 32, 32 / 64, 64": dict(
-                optimizer_class=Muon,
-                learning_rate=rate,
-                network=dict(stages=((16, 16), (32, 32), (64, 64)), features=56),
-            )
-            for rate in (0.005, 0.01)
-        },
         "SGD, rate 0.2": dict(optimizer="sgd", learning_rate=0.2, weight_decay=5e-4),
         "rate 0.02": dict(learning_rate=0.02),
         "no warm-up": dict(schedule_function=no_warm_up),
@@ -229,11 +189,13 @@ TRIES = {
         "averaging exponent 3": dict(averaging_eta=3.0),
         "hidden layer of 192": dict(network=dict(hidden=192)),
         "float32": dict(precision="float32"),
+        **{f"Muon, rate {rate}": MUON | dict(learning_rate=rate) for rate in (0.005, 0.01, 0.02)},
+        "Muon, channels 16 / 32, 32 / 64, 64": MUON | dict(network=dict(stages=WIDE, features=60)),
+        "Muon, channels 16, 16 / 32, 32 / 64, 64": MUON | dict(network=dict(stages=DEEP, features=56)),
     },
     "tiny": {
-        "as it is": {},
+        "AdamW": {},
         "14 epochs": dict(epochs=14),
-        **{f"Muon, rate {rate}": dict(optimizer_class=Muon, learning_rate=rate) for rate in (0.01, 0.02)},
         "SGD, rate 0.2": dict(optimizer="sgd", learning_rate=0.2, weight_decay=5e-4),
         "no warm-up": dict(schedule_function=no_warm_up),
         "linear decay": dict(schedule_function=linear),
@@ -244,40 +206,34 @@ TRIES = {
         "weight decay 0.02": dict(weight_decay=0.02),
         "rate 0.03": dict(learning_rate=0.03),
         "batches of 64": dict(batch_size=64),
-        "batches of 256, rate 0.03": dict(batch_size=256, learning_rate=0.03),
         "K = 4": dict(addends_per_image=4),
         "bfloat16": dict(precision="bfloat16"),
         "channels 8 / 16 / 16, 16": dict(network=dict(stages=((8,), (16,), (16, 16)))),
         "channels 8 / 16 / 24, 16": dict(network=dict(stages=((8,), (16,), (24, 16)))),
         "channels 6 / 12, 16 / 16, 20": dict(network=dict(stages=((6,), (12, 16), (16, 20)), groups=4)),
+        **{f"Muon, rate {rate}": MUON | dict(learning_rate=rate) for rate in (0.01, 0.02, 0.04)},
+        "Muon, batches of 256, rate 0.03": MUON | dict(batch_size=256, learning_rate=0.03),
+        "Muon, augmentation 0.25": MUON | dict(augment=0.25),
+        "Muon, label smoothing 0": MUON | dict(label_smoothing=0.0),
     },
     "large": {
-        "as it is": {},
+        "AdamW": {},
         "augmentation 1.5": dict(augment=1.5),
         "rate 0.005": dict(learning_rate=0.005),
-        "Muon, rate 0.005": dict(optimizer_class=Muon, learning_rate=0.005),
         "elastic distortion": dict(batches=ElasticBatches),
         "label smoothing 0.05": dict(label_smoothing=0.05),
+        "Muon, rate 0.005": MUON | dict(learning_rate=0.005),
+        "channels 32 / 64, 64 / 128, 128, 20 epochs": MEDIUM,
         **{
-            f"channels 32 / 64, 64 / 128, 128, 20 epochs, augmentation {strength}": dict(
-                network=dict(stages=((32,), (64, 64), (128, 128)), features=128), epochs=20, augment=strength
-            )
-            for strength in (1.0, 1.5)
+            f"Muon, rate {rate}, channels 32 / 64, 64 / 128, 128, 20 epochs": MEDIUM | MUON | dict(learning_rate=rate)
+            for rate in (0.005, 0.01)
         },
-        "channels 32 / 64, 64 / 128, 128, 20 epochs, Muon, rate 0.005": dict(
-            network=dict(stages=((32,), (64, 64), (128, 128)), features=128),
-            epochs=20,
-            optimizer_class=Muon,
-            learning_rate=0.005,
-        ),
-        "channels 16, 16 / 32, 32 / 64, 64, 40 epochs": dict(
-            network=dict(stages=((16, 16), (32, 32), (64, 64)), features=64), epochs=40
-        ),
+        "channels 16, 16 / 32, 32 / 64, 64, 40 epochs": dict(network=dict(stages=DEEP, features=64), epochs=40),
     },
 }
 SEARCHES = {  # name: size, arguments of all rows, rows
     "ablations": ("base", dict(epochs=3), ABLATIONS),
-    **{size: (size, {}, rows) for size, rows in TRIES.items()},
+    **{size: (size, dict(optimizer="adamw"), rows) for size, rows in TRIES.items()},
 }
 
 
@@ -300,8 +256,9 @@ def changed(size, change):
         patches.append(patch.object(data, "draw_warps", only_warps(change.pop("warps"))))
     if "batches" in change:
         patches.append(patch.object(model.TwoHeadNet, "Batches", change.pop("batches")))
-    if "optimizer_class" in change:
-        patches.append(patch.dict(optim.OPTIMIZERS, adamw=change.pop("optimizer_class")))
+    if change.pop("nesterov", False):
+        nesterov = functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True)
+        patches.append(patch.dict(optim.OPTIMIZERS, sgd=nesterov))
     if "schedule_function" in change:
         patches.append(patch.object(train, "learning_rate_at", change.pop("schedule_function")))
     if "agreement" in change:

@@ -42,7 +42,7 @@ import model
 from data import load_digits, prepare
 from evaluate import answers, pair_outputs, score
 from studies import rivals
-from studies.changes import NESTEROV, Muon, changed
+from studies.changes import changed
 from studies.measure import Run, held_out, keep_memory, seconds_of
 from studies.speed_tables import PUBLISHED_RIVAL, ladder_tables
 from support.device import choose_device, set_deterministic
@@ -138,8 +138,8 @@ CHANGES = {
     "average of the last ninth": dict(averaging_eta=8.0),
     "augmentation 0.5": dict(augment=0.5),
     "float32": dict(precision="float32"),
-    "SGD, Nesterov momentum, rate 0.3": dict(optimizer_class=NESTEROV, learning_rate=0.3, weight_decay=5e-4),
-    **{f"Muon, rate {rate}": dict(optimizer_class=Muon, learning_rate=rate) for rate in (0.01, 0.03)},
+    "SGD, Nesterov momentum, rate 0.3": dict(optimizer="sgd", nesterov=True, learning_rate=0.3, weight_decay=5e-4),
+    **{f"Muon, rate {rate}": dict(optimizer="muon", learning_rate=rate) for rate in (0.01, 0.03)},
     "half of the images": dict(share=0.5),
     "3/4 of the images": dict(share=0.75),
     "harder half of each batch of 640": dict(batch_size=640, start=functools.partial(harder, share=0.5)),

@@ -6,7 +6,47 @@ import math
 
 import torch
 
+
+class Muon(torch.optim.AdamW):
+    """Muon for weights of two dimensions and more, each as a matrix [out, all else]; AdamW for biases and batch norm.
+
+    K. Jordan, https://kellerjordan.github.io/posts/muon: the update is Nesterov's momentum with all of its singular
+    values brought near 1. It is scaled to the size of AdamW's, so that both take the same learning rate and weight
+    decay (J. Liu et al., arXiv 2502.16982). PyTorch's own Muon takes matrices only, and no convolutions.
+    """
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.dim() > 1 and weight.grad is not None:
+                    self.step_matrix(weight, group["lr"], group["weight_decay"])
+                    weight.grad = None  # AdamW leaves it out
+        super().step()
+
+    def step_matrix(self, weight, learning_rate, weight_decay):
+        momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+        momentum.lerp_(weight.grad, 1 - 0.95)
+        update = orthogonal(weight.grad.lerp(momentum, 0.95).flatten(1))
+        size = 0.2 * max(update.shape) ** 0.5
+        weight.mul_(1 - learning_rate * weight_decay)
+        weight.add_(update.view(weight.shape), alpha=-learning_rate * size)
+
+
+def orthogonal(matrix):
+    """The matrix with its singular values brought near 1, by five steps of a Newton-Schulz iteration; any [m, n]."""
+    rows, columns = matrix.shape
+    x = matrix.T if rows > columns else matrix
+    x = x.bfloat16() if min(rows, columns) > 64 else x  # on CPUs the conversion slows down smaller ones
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return (x.T if rows > columns else x).to(matrix.dtype)
+
+
 OPTIMIZERS = {
+    "muon": Muon,
     "adamw": torch.optim.AdamW,
     "adam": torch.optim.Adam,
     "sgd": functools.partial(torch.optim.SGD, momentum=0.9),

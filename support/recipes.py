@@ -7,6 +7,7 @@ RECIPES = {
         epochs=1,
         val_size=0,  # a single epoch leaves nothing to choose
         batch_size=320,
+        optimizer="adamw",
         learning_rate=0.03,
         weight_decay=0.3,
         addends_per_image=4,

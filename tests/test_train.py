@@ -1,5 +1,6 @@
 """The run: what it writes, that it can be stopped and continued to the same bits, that the same seed gives the same."""
 
+import copy
 import csv
 import re
 
@@ -11,7 +12,7 @@ import train
 from data import Batches, load_digits, split_indices
 from model import build_model
 from support.checkpoint import load_checkpoint, save_checkpoint
-from support.optim import PolynomialAverage, learning_rate_at
+from support.optim import Muon, PolynomialAverage, learning_rate_at, orthogonal
 from support.runlog import HEADINGS
 
 HEADING = HEADINGS.splitlines()[-1]
@@ -186,12 +187,52 @@ def test_the_average_follows_the_formula_of_polynomial_decay():
         assert averaged.module.weight.item() == pytest.approx(expected)
 
 
+def test_muon_is_pytorchs_own_for_a_matrix_and_adamw_for_a_bias():
+    torch.manual_seed(0)
+    ours = torch.nn.Linear(30, 20)
+    theirs = copy.deepcopy(ours)
+    options = dict(lr=0.1, weight_decay=0.1)
+    optimizers = [
+        Muon(ours.parameters(), **options),
+        torch.optim.Muon([theirs.weight], adjust_lr_fn="match_rms_adamw", **options),
+        torch.optim.AdamW([theirs.bias], **options),
+    ]
+    for _ in range(3):
+        for value, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            value.grad = torch.randn_like(value)
+            other.grad = value.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert torch.equal(ours.bias, theirs.bias)
+    torch.testing.assert_close(ours.weight, theirs.weight, atol=0.01, rtol=0)  # PyTorch's works in bfloat16
+
+
+@pytest.mark.parametrize("shape", [(10, 30), (30, 10), (70, 100)])
+def test_muons_updates_have_nearly_equal_singular_values(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 2, shape[1])
+    values = torch.linalg.svdvals(orthogonal(matrix))
+    assert values.max() < 1.3 and values.median() > 0.6 and not orthogonal(torch.zeros(shape)).any()
+
+
+def test_muon_moves_convolutions_in_channels_last_as_others():
+    layers = [torch.nn.Conv2d(3, 4, 3)]
+    layers.append(copy.deepcopy(layers[0]).to(memory_format=torch.channels_last))
+    for layer in layers:
+        optimizer = Muon(layer.parameters(), lr=0.1, weight_decay=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            layer(torch.ones(2, 3, 5, 5).cumsum(-1)).square().mean().backward()
+            optimizer.step()
+    torch.testing.assert_close(layers[0].weight, layers[1].weight)
+
+
 # Each changes the weights that the run of `small_flags` ends with. What is not listed has a test of its own.
 FLAGS_THAT_ACT = [
     *("--epochs 1", "--seed 1", "--val-size 200", "--addends-per-image 3", "--augment 0", "--model fast"),
     *("--addend-encoding scalar", "--addend-encoding binary", "--addend-encoding embedding"),
     *("--sum-encoding binary", "--sum-encoding scalar", "--sum-encoding scalar-rmse", "--sum-encoding shift"),
-    *("--batch-size 32", "--optimizer adam", "--optimizer sgd", "--optimizer plain-sgd", "--schedule constant"),
+    *("--optimizer adamw", "--optimizer adam", "--optimizer sgd", "--optimizer plain-sgd"),
+    *("--batch-size 32", "--schedule constant"),
     *("--learning-rate 0.003", "--lr 0.003", "--weight-decay 1", "--label-smoothing 0", "--digit-weight 0.5"),
     *(
         "--sum-weight 0.5",
