@@ -43,5 +43,5 @@ def chance_report(scores, args):
     return [
         f"note: the {' and the '.join(lost)} {'are' if len(lost) > 1 else 'is'} no better than guessing; "
         f"--learning-rate {args.learning_rate:g} may be too high, the run too short, or an input be unconnected; "
-        'see "My network does not learn the sum" in README.md'
+        'see "My network does not learn the sum" in studies/README.md'
     ]
