@@ -25,8 +25,10 @@ class Muon(torch.optim.AdamW):
         super().step()
 
     def step_matrix(self, weight, learning_rate, weight_decay):
-        momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
-        momentum.lerp_(weight.grad, 1 - 0.95)
+        state = self.state[weight]
+        if not state:  # AdamW, which loads the states of all, expects a step in each
+            state.update(step=torch.zeros((), device=weight.device), momentum=torch.zeros_like(weight))
+        momentum = state["momentum"].lerp_(weight.grad, 1 - 0.95)
         update = orthogonal(weight.grad.lerp(momentum, 0.95).flatten(1))
         size = 0.2 * max(update.shape) ** 0.5
         weight.mul_(1 - learning_rate * weight_decay)
@@ -42,7 +44,7 @@ def orthogonal(matrix):
     for _ in range(5):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return (x.T if rows > columns else x).to(matrix.dtype)
+    return (x.T if rows > columns else x).type_as(matrix)
 
 
 OPTIMIZERS = {

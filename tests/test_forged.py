@@ -31,8 +31,13 @@ def forge(trained, tmp_path):
 
 
 def first_state(state):
-    """The optimiser's state of its first parameter."""
+    """The optimiser's state of its first parameter, of a convolution: Muon's."""
     return state["optimizer"][0]
+
+
+def second_state(state):
+    """The optimiser's state of its second parameter, of a batch norm: AdamW's."""
+    return state["optimizer"][1]
 
 
 def spoil_best(state, bias):
@@ -43,14 +48,16 @@ def spoil_best(state, bias):
 # What once ended the process or left a traceback, and what a person might try.
 FORGERIES = {
     "optimizer": [
-        lambda state: first_state(state).update(exp_avg=torch.zeros(3)),  # the fused optimiser wrote beyond it: SIGSEGV
-        lambda state: first_state(state).update(exp_avg_sq=torch.zeros(1).expand(8, 1, 3, 3).clone()[:, :, :2]),
-        lambda state: first_state(state).update(exp_avg=torch.zeros(8, 1, 3, 3, dtype=torch.float64)),
-        lambda state: first_state(state).update(exp_avg=torch.full((8, 1, 3, 3), torch.nan)),
-        lambda state: first_state(state).update(exp_avg=torch.zeros(8, 1, 3, 3).to_sparse()),
-        lambda state: first_state(state).update(step=torch.zeros(5)),
-        lambda state: first_state(state).update(step=3.0),
-        lambda state: first_state(state).pop("exp_avg"),
+        lambda state: second_state(state).update(exp_avg=torch.zeros(3)),  # fused AdamW wrote beyond it: SIGSEGV
+        lambda state: second_state(state).update(exp_avg_sq=torch.zeros(16)[:4]),
+        lambda state: first_state(state).update(momentum=torch.zeros(3)),
+        lambda state: first_state(state).update(momentum=torch.zeros(1).expand(8, 1, 3, 3).clone()[:, :, :2]),
+        lambda state: first_state(state).update(momentum=torch.zeros(8, 1, 3, 3, dtype=torch.float64)),
+        lambda state: first_state(state).update(momentum=torch.full((8, 1, 3, 3), torch.nan)),
+        lambda state: first_state(state).update(momentum=torch.zeros(8, 1, 3, 3).to_sparse()),
+        lambda state: second_state(state).update(step=torch.zeros(5)),
+        lambda state: second_state(state).update(step=3.0),
+        lambda state: second_state(state).pop("exp_avg"),
         lambda state: first_state(state).update(extra=torch.zeros(1)),
         lambda state: state["optimizer"].pop(0),
         lambda state: state["optimizer"].update({999: {}}),
