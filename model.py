@@ -180,7 +180,7 @@ class FlattenLast(nn.Module):
 SIZES = {
     "tiny": dict(encoder=partial(staged_encoder, stages=((8,), (16, 16), (16, 16)), groups=16), features=16, hidden=26),
     "base": dict(encoder=partial(staged_encoder, stages=((16,), (32,), (64, 64))), features=64, hidden=128),
-    "large": dict(encoder=partial(staged_encoder, stages=((32, 64), (64, 128), (128, 256))), features=256, hidden=256),
+    "large": dict(encoder=partial(staged_encoder, stages=((32,), (64, 64), (128, 128))), features=128, hidden=256),
     "fast": dict(encoder=strided_encoder, features=64, hidden=128),
 }
 

@@ -165,7 +165,7 @@ ABLATIONS = {
     **{f"{epochs} epochs": dict(epochs=epochs) for epochs in (1, 2, 5, 10, 20, 30)},
 }
 WIDE, DEEP = ((16,), (32, 32), (64, 64)), ((16, 16), (32, 32), (64, 64))  # channels of the stages of base
-MEDIUM = dict(network=dict(stages=((32,), (64, 64), (128, 128)), features=128), epochs=20)
+BIG = dict(network=dict(stages=((32, 64), (64, 128), (128, 256)), features=256), epochs=10)
 MUON = dict(optimizer="muon")
 TRIES = {  # the first rows are those of AdamW
     "base": {
@@ -222,13 +222,10 @@ TRIES = {  # the first rows are those of AdamW
         "rate 0.005": dict(learning_rate=0.005),
         "elastic distortion": dict(batches=ElasticBatches),
         "label smoothing 0.05": dict(label_smoothing=0.05),
-        "Muon, rate 0.005": MUON | dict(learning_rate=0.005),
-        "channels 32 / 64, 64 / 128, 128, 20 epochs": MEDIUM,
-        **{
-            f"Muon, rate {rate}, channels 32 / 64, 64 / 128, 128, 20 epochs": MEDIUM | MUON | dict(learning_rate=rate)
-            for rate in (0.005, 0.01)
-        },
+        "channels 32, 64 / 64, 128 / 128, 256, 10 epochs": BIG,
         "channels 16, 16 / 32, 32 / 64, 64, 40 epochs": dict(network=dict(stages=DEEP, features=64), epochs=40),
+        "Muon, rate 0.005": MUON | dict(learning_rate=0.005),
+        "Muon, channels 32, 64 / 64, 128 / 128, 256, 10 epochs": MUON | BIG,
     },
 }
 SEARCHES = {  # name: size, arguments of all rows, rows

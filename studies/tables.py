@@ -36,7 +36,7 @@ from support.files import read_text
 
 HEADS = ("digit", "sum", "joint")
 ERRORS = tuple(f"errors-{name}" for name in ("machine", "calibration", "scores", "common", "agreement"))
-SEARCH_TABLES = ("search-ablations",)
+SEARCHES = ("ablations", "base", "tiny", "large")  # of studies/search.py
 PAGES = {  # page: the tables in it
     "README.md": ("results", "base-s0"),
     "studies/README.md": ("summary", "published", "encodings", "weights"),
@@ -52,7 +52,7 @@ PAGES = {  # page: the tables in it
         *LADDER_TABLES,
         "precisions",
     ),
-    "studies/recipes.md": SEARCH_TABLES,
+    "studies/recipes.md": tuple(f"search-{name}" for name in SEARCHES),
     "studies/robustness.md": ("robustness",),
     "studies/errors.md": ERRORS,
     "logs/README.md": ("index",),
@@ -101,7 +101,7 @@ def tables(folder, runs):
         **recorded(folder / "ladder-cpu.json", ladder_tables, LADDER_TABLES),
         **recorded(folder / "robustness-cpu.json", robustness_tables, ("robustness",)),
         **recorded(folder / "errors-cpu.json", errors_tables, ERRORS),
-        **recorded(folder / "search-ablations.json", search_tables, SEARCH_TABLES),
+        **searches(folder),
         "encodings": study_table("encoding", {label: row(study_name(flags)) for label, flags in ENCODINGS.items()}),
         "precisions": study_table("precision", {label: row(study_name(flags)) for label, flags in PRECISIONS.items()}),
         "weights": study_table(
@@ -168,6 +168,14 @@ def ablations(row):
 def study_table(heading, rows):
     """The table of one study from its rows {label: cells}."""
     return table([heading, "seeds", "digit %", "sum %", "joint %"], [[label, *cells] for label, cells in rows.items()])
+
+
+def searches(folder):
+    """{name: Markdown}: the tables of the records of studies/search.py."""
+    made = {}
+    for name in SEARCHES:
+        made |= recorded(folder / f"search-{name}.json", search_tables, (f"search-{name}",))
+    return made
 
 
 def recorded(path, make_tables, names):
