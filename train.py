@@ -58,7 +58,7 @@ def make_parser():
 
     add = parser.add_argument_group("training").add_argument
     add("--batch-size", type=integer(1), default=128, help="images in a step")
-    add("--optimizer", choices=flags.OPTIMIZERS, default="muon", help="sgd: momentum 0.9; plain-sgd: none")
+    add("--optimizer", choices=flags.OPTIMIZERS, default="adamw", help="sgd: momentum 0.9; plain-sgd: none")
     add("--schedule", choices=flags.SCHEDULES, default="one-cycle", help="of the learning rate over all epochs")
     add("--learning-rate", "--lr", type=real(0, above=True), default=0.01, help="its peak; tiny and fast differ")
     add("--weight-decay", type=real(0), default=0.1, help="as the optimiser applies it")

@@ -115,6 +115,7 @@ def taught_by_digit(weight):
 # "batches", "schedule_function" and "average" replace what their names say; "nesterov": momentum of SGD; "agreement":
 # `taught_by_digit`.
 
+ADAMW, MUON = dict(optimizer="adamw"), dict(optimizer="muon")
 ABLATIONS = {
     "as it is": {},
     **{f"K = {k}": dict(addends_per_image=k) for k in (1, 2, 5)},
@@ -150,7 +151,7 @@ ABLATIONS = {
         )
         for rate in (0.05, 0.2)
     },
-    **{f"AdamW, rate {rate}": dict(optimizer="adamw", learning_rate=rate) for rate in (0.005, 0.01, 0.02)},
+    **{f"Muon, rate {rate}": MUON | dict(learning_rate=rate) for rate in (0.005, 0.01, 0.03)},
     "constant rate 0.003": dict(schedule="constant", learning_rate=0.003),
     "linear decay": dict(schedule_function=linear),
     "no warm-up": dict(schedule_function=no_warm_up),
@@ -166,8 +167,7 @@ ABLATIONS = {
 }
 WIDE, DEEP = ((16,), (32, 32), (64, 64)), ((16, 16), (32, 32), (64, 64))  # channels of the stages of base
 BIG = dict(network=dict(stages=((32, 64), (64, 128), (128, 256)), features=256), epochs=10)
-MUON = dict(optimizer="muon")
-TRIES = {  # the first rows are those of AdamW
+TRIES = {  # of AdamW, where a row does not say another; for tiny at its rate before
     "base": {
         "AdamW": {},
         "channels 16 / 32 / 64": dict(network=dict(stages=((16,), (32,), (64,)))),
@@ -217,7 +217,7 @@ TRIES = {  # the first rows are those of AdamW
         "Muon, label smoothing 0": MUON | dict(label_smoothing=0.0),
     },
     "large": {
-        "AdamW": {},
+        "as it is": {},
         "augmentation 1.5": dict(augment=1.5),
         "rate 0.005": dict(learning_rate=0.005),
         "elastic distortion": dict(batches=ElasticBatches),
@@ -230,7 +230,10 @@ TRIES = {  # the first rows are those of AdamW
 }
 SEARCHES = {  # name: size, arguments of all rows, rows
     "ablations": ("base", dict(epochs=3), ABLATIONS),
-    **{size: (size, dict(optimizer="adamw"), rows) for size, rows in TRIES.items()},
+    **{
+        size: (size, ADAMW | dict(learning_rate=0.02) if size == "tiny" else ADAMW, rows)
+        for size, rows in TRIES.items()
+    },
 }
 
 

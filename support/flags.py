@@ -5,6 +5,6 @@ answer to `--help` should not. A test compares the two.
 SIZES = ("tiny", "base", "large", "fast")  # of model.py
 ADDEND_ENCODINGS = ("onehot", "scalar", "binary", "embedding")
 SUM_ENCODINGS = ("onehot", "binary", "scalar", "scalar-rmse", "shift")
-OPTIMIZERS = ("muon", "adamw", "adam", "sgd", "plain-sgd")
+OPTIMIZERS = ("adamw", "muon", "adam", "sgd", "plain-sgd")
 SCHEDULES = ("one-cycle", "constant")
 DATASETS = ("auto", "mnist", "synthetic")

@@ -48,8 +48,8 @@ def orthogonal(matrix):
 
 
 OPTIMIZERS = {
-    "muon": Muon,
     "adamw": torch.optim.AdamW,
+    "muon": Muon,
     "adam": torch.optim.Adam,
     "sgd": functools.partial(torch.optim.SGD, momentum=0.9),
     "plain-sgd": torch.optim.SGD,

@@ -71,9 +71,11 @@ def test_a_script_ends_without_a_message_of_a_library(small_flags, tmp_path):
     """Triton, which the optimiser imports, and torchvision too, reports what is not collected at the exit as leaks."""
     status, _, errors, imported = start(ROOT / "train.py", *small_flags, "--out", str(tmp_path), "--dry-run")
     assert status == 0 and not errors and "torch" in imported and "torchvision" not in imported
-    refused = ["--json", "nowhere/table.json"]  # after all imports
+    other = tmp_path / "table.json"
+    other.write_text("other")
+    refused = ["--only", "scoring", "--json", str(other)]  # after all imports
     _, _, errors, imported = start(ROOT / "studies" / "benchmark.py", *refused)
-    assert errors == ["benchmark.py: error: --json nowhere/table.json: there is no folder nowhere"]
+    assert errors == [f"benchmark.py: error: {other} is not a record of this benchmark; choose another --json"]
     assert "torchvision" in imported
 
 
