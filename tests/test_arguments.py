@@ -161,4 +161,4 @@ def test_the_flags_of_the_run_itself_do_not_contradict_it(run, trained, small_fl
     """Typing the same values again with --resume is allowed: the refusals above are not for the flag's sake."""
     shutil.copytree(trained, ".", dirs_exist_ok=True)
     assert run(train, *small_flags, "--resume", "last.pt")[0] == 0
-    assert run(train, *small_flags, "--resume", "last.pt", "--lr", 0.02)[0] == 0
+    assert run(train, *small_flags, "--resume", "last.pt", "--lr", 0.04)[0] == 0
