@@ -12,11 +12,12 @@ from support.files import read_text
 
 OURS = {"base": range(5), "tiny": range(5), "large": range(5), "fast": range(10)}  # size: seeds
 OTHER_SEEDS = range(3)
+ROBUST = ("base", "tiny")  # sizes that are trained on corrupted images too
 CORRUPTED = 0.25  # share of the training images, chosen on held-out images: studies/robustness.md
 PUBLISHED_SEEDS = {"two-branch-lenet": range(5)}  # one of the first three collapses, so its spread needs more
-OUR, REPLAY, DISTILL = "train.py --dataset mnist", "-m studies.replay", "-m studies.distill"
+OUR, REPLAY = "train.py --dataset mnist", "-m studies.replay"
 CHECKPOINTS = "logs/records/.checkpoints"  # of the recorded runs, in the repository
-STUDY_EPOCHS = 3  # of the studies of encodings, weights and precision
+STUDY_EPOCHS = 3  # of the studies of encodings and weights
 # Designs without a fault: there is nothing to mend.
 FAULTLESS = tuple(name for name, design in DESIGNS.items() if not design.faults)
 # What a write-up leaves open is searched here: flags of studies.replay in place of the design's own recipe.
@@ -100,7 +101,7 @@ ENCODINGS = {
     "sum as a number, root of it": "--sum-encoding scalar-rmse",
     "sum without parameters: the digit shifted": "--sum-encoding shift",
 }
-PRECISIONS = {"float32": "", "bfloat16": "--precision bfloat16"}
+PRECISIONS = {"float32": "base-float32", "bfloat16": "base"}  # the names of their runs
 SHARED = "note        {} runs shared the machine, so the seconds are not those of a single run"
 WEIGHTS = ("0.9 0.1", "0.7 0.3", "1 1", "0.3 0.7", "0.1 0.9")
 
@@ -115,20 +116,21 @@ def groups():
         for name in ("results", "encodings", "precisions", "weights", "robustness", "published", "tries", "ablations")
     }
     for size, seeds in OURS.items():
-        precision = "float32" if size == "tiny" else "bfloat16"  # what auto chose when these were recorded
-        found["results"] |= {f"{size}-s{n}": f"{OUR} --model {size} --seed {n} --precision {precision}" for n in seeds}
+        command = f"{OUR} --model {size} --precision {precision_of(size)}"
+        found["results"] |= {f"{size}-s{n}": f"{command} --seed {n}" for n in seeds}
     studies = {
         "encodings": ENCODINGS.values(),
-        "precisions": PRECISIONS.values(),
         "weights": map(weight_flags, WEIGHTS),
     }
     for group, changes in studies.items():
         for flags in changes:
-            precision = "" if "--precision" in flags else "--precision float32"
-            words = " ".join(f"{OUR} {flags} {precision} --epochs {STUDY_EPOCHS}".split())
+            words = " ".join(f"{OUR} {flags} --precision float32 --epochs {STUDY_EPOCHS}".split())
             found[group] |= {f"{study_name(flags)}-s{n}": f"{words} --seed {n}" for n in OTHER_SEEDS}
-    corrupted = f"{OUR} --model base --precision bfloat16 --augment-corruptions {CORRUPTED}"
-    found["robustness"] = {f"base-corrupted-s{n}": f"{corrupted} --seed {n}" for n in OTHER_SEEDS}
+    float32 = f"{OUR} --model base --precision float32"
+    found["precisions"] = {f"{PRECISIONS['float32']}-s{n}": f"{float32} --seed {n}" for n in OURS["base"]}
+    for size in ROBUST:
+        corrupted = f"{OUR} --model {size} --precision {precision_of(size)} --augment-corruptions {CORRUPTED}"
+        found["robustness"] |= {f"{size}-corrupted-s{n}": f"{corrupted} --seed {n}" for n in OTHER_SEEDS}
     for design in DESIGNS:
         seeds = PUBLISHED_SEEDS.get(design, OTHER_SEEDS)
         found["published"] |= {f"{design}-published-s{n}": f"{REPLAY} {design} --seed {n}" for n in seeds}
@@ -144,15 +146,20 @@ def groups():
     return found
 
 
+def precision_of(size):
+    """What `--precision auto` chose for a size on the machine of the records."""
+    return "float32" if size == "tiny" else "bfloat16"
+
+
 def studies():
     """The records that are not of a single run: {file: (group, command, runs whose checkpoints it reads)}.
 
     The command is to be followed by `--json FILE`; the search continues its file, the others start again.
     """
-    plain, corrupted = ([f"{name}-s{n}" for n in OTHER_SEEDS] for name in ("base", "base-corrupted"))
+    robust = [f"{size}{kind}-s{n}" for size in ROBUST for kind in ("", "-corrupted") for n in OTHER_SEEDS]
     all_of_base = [f"base-s{n}" for n in OURS["base"]]
     read = {
-        "robustness-cpu.json": ("robustness", "-m studies.robustness", [*plain, *corrupted]),
+        "robustness-cpu.json": ("robustness", "-m studies.robustness", robust),
         "errors-cpu.json": ("errors", "-m studies.errors --ensemble", all_of_base),
         "search-ablations.json": ("search", "-m studies.search ablations", []),
         "ladder-cpu.json": ("speed", "-m studies.ladder", []),

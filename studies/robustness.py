@@ -54,13 +54,14 @@ from support import figures
 from support.checkpoint import CheckpointError
 from support.corruptions import KINDS, STRENGTHS, corrupt
 from support.curves import group_of
-from support.device import choose_device
+from support.device import choose_device, count
 from support.files import write_atomically
 from support.runlog import environment
 
 QUICK_IMAGES = 100
 HEADS = ("digit", "sum", "joint")
 CLEAN, MEAN, MIDDLE = "clean", "mean of all kinds", 3
+SHARE = ", share "  # before the share of corrupted images in the training, in the name of a group
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -100,7 +101,7 @@ def grouped(record):
         name, last = re.fullmatch(r"(.*?)(?:-best|(-last))?(?:\.pt)?", network["checkpoint"]).groups()
         label = group_of(f"{name}.pt") + (", last epoch" if last else "")
         if network["corrupted"]:
-            label += f", share {network['corrupted']:g}"
+            label += f"{SHARE}{network['corrupted']:g}"
         rows = {(row["kind"], row["strength"]): row for row in network["rows"]}
         groups.setdefault(label, []).append(rows)
     return groups
@@ -119,7 +120,10 @@ def robustness_tables(record):
         case = (MEAN, strength) if strength else (CLEAN, 0)
         cells = [mean_sd([run[case]["joint"] for run in runs]) for runs in groups.values()]
         lines.append([f"strength {strength}" if strength else CLEAN, *cells])
-    headings = [f"{label} ({len(runs)} run{'s' * (len(runs) > 1)})" for label, runs in groups.items()]
+    names, shares = zip(*(label.partition(SHARE)[::2] for label in groups), strict=True)
+    if any(shares):
+        lines.insert(0, ["share corrupted", *(share or "0" for share in shares)])
+    headings = [f"{name} ({count(len(runs), 'run')})" for name, runs in zip(names, groups.values(), strict=True)]
     parts = [textwrap.fill(head.format(**record), 118), table([MEAN, *headings], lines)]
     for label, runs in groups.items():
         parts += [f"{label}, joint accuracy in % at the strengths 1 to 5, and both answers at {MIDDLE}:", detail(runs)]

@@ -144,9 +144,9 @@ def paired(row, reference, name):
     return statistics.median(a / b for a, b in zip(row[name], reference[name], strict=True))
 
 
-def with_error(values, sign=""):
+def with_error(values, sign="", digits=2):
     """Mean ± standard error as text."""
-    return f"{statistics.mean(values):{sign}.2f} ± {statistics.stdev(values) / len(values) ** 0.5:.2f}"
+    return f"{statistics.mean(values):{sign}.{digits}f} ± {statistics.stdev(values) / len(values) ** 0.5:.{digits}f}"
 
 
 def figure(value):

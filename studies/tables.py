@@ -3,6 +3,7 @@
 import collections
 import json
 import re
+import statistics
 import textwrap
 
 import train
@@ -30,7 +31,7 @@ from studies.plan import (
 from studies.published import DESIGNS
 from studies.robustness import robustness_tables
 from studies.search import search_tables
-from studies.speed_tables import LADDER_TABLES, SPEED_TABLES, ladder_tables, speed_tables
+from studies.speed_tables import LADDER_TABLES, SPEED_TABLES, ladder_tables, speed_tables, with_error
 from support.cli import UserError
 from support.files import read_text
 
@@ -103,7 +104,7 @@ def tables(folder, runs):
         **recorded(folder / "errors-cpu.json", errors_tables, ERRORS),
         **searches(folder),
         "encodings": study_table("encoding", {label: row(study_name(flags)) for label, flags in ENCODINGS.items()}),
-        "precisions": study_table("precision", {label: row(study_name(flags)) for label, flags in PRECISIONS.items()}),
+        "precisions": precisions(folder, seeds, row),
         "weights": study_table(
             "digit : sum", {" : ".join(pair.split()): row(study_name(weight_flags(pair))) for pair in WEIGHTS}
         ),
@@ -168,6 +169,24 @@ def ablations(row):
 def study_table(heading, rows):
     """The table of one study from its rows {label: cells}."""
     return table([heading, "seeds", "digit %", "sum %", "joint %"], [[label, *cells] for label, cells in rows.items()])
+
+
+def precisions(folder, seeds, row):
+    """The table of the precisions, and the differences of the runs with the same seed; `row` as in `tables`."""
+    made = study_table("precision", {label: row(name) for label, name in PRECISIONS.items()})
+    pairs = [[f"{name}-s{seed}" for name in PRECISIONS.values()] for seed in OURS["base"]]
+    pairs = [pair for pair in pairs if all(name in seeds(name[:-3]) for name in pair)]
+    if len(pairs) < 2:
+        return made
+    found = [[read_accuracies(folder / f"{name}.csv") for name in pair] for pair in pairs]
+    gains = [bfloat16["joint_accuracy"] - float32["joint_accuracy"] for float32, bfloat16 in found]
+    ratios = [bfloat16["train_seconds"] / float32["train_seconds"] for float32, bfloat16 in found]
+    sentence = (
+        f"With bfloat16 in place of float32 and the same seed, joint accuracy changes by {with_error(gains, '+', 3)} "
+        f"points (mean ± standard error of {len(gains)} seeds), the seconds by a factor of "
+        f"{statistics.median(ratios):.2f} (median)."
+    )
+    return f"{made}\n\n{textwrap.fill(sentence, 118)}"
 
 
 def searches(folder):

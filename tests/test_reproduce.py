@@ -137,7 +137,8 @@ def test_missing_records_of_studies_are_made_after_the_runs_and_others_kept(run,
     status, _, err = run(reproduce, "--only", "errors", "robustness")
     assert status == 2 and "the study behind robustness-cpu.json failed" in err
     read, line = words
-    assert read == [f"base-{kind}s{seed}" for kind in ("corrupted-", "") for seed in range(3)]
+    sizes, kinds = ("base", "tiny"), ("corrupted-", "")
+    assert read == [f"{size}-{kind}s{seed}" for size in sizes for kind in kinds for seed in range(3)]
     assert line[1:3] == ["-m", "studies.robustness"] and str(folder / "robustness-cpu.json") in line
     assert [word for word in line if word.endswith("base-s1.pt")] == ["logs/records/.checkpoints/base-s1.pt"]
 
