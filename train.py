@@ -33,7 +33,7 @@ def make_parser():
     """The command line. `--model` brings its own defaults for some flags, see support/recipes.py."""
     parser = cli.Parser(__doc__)
     add = parser.add_argument_group("run").add_argument
-    add("--epochs", type=integer(1), default=10, help="passes over the training images")
+    add("--epochs", type=integer(1), default=10, help="passes over the training images; large and fast differ")
     add("--seed", type=integer(0), default=0, help="of the weights, order, addends and augmentation")
     add("--device", choices=cli.DEVICES, default="auto", help="auto: CUDA, else MPS, else the CPU")
     add("--deterministic", action="store_true", help="same bits every time on CUDA too; the CPU needs no flag")
@@ -58,7 +58,7 @@ def make_parser():
 
     add = parser.add_argument_group("training").add_argument
     add("--batch-size", type=integer(1), default=128, help="images in a step")
-    add("--optimizer", choices=flags.OPTIMIZERS, default="adamw", help="sgd: momentum 0.9; plain-sgd: none")
+    add("--optimizer", choices=flags.OPTIMIZERS, default="adamw", help="tiny: muon; sgd: momentum 0.9; plain-sgd: none")
     add("--schedule", choices=flags.SCHEDULES, default="one-cycle", help="of the learning rate over all epochs")
     add("--learning-rate", "--lr", type=real(0, above=True), default=0.01, help="its peak; tiny and fast differ")
     add("--weight-decay", type=real(0), default=0.1, help="as the optimiser applies it")

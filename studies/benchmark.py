@@ -351,7 +351,8 @@ def rival(setting):
     def ours(seed, **network):
         with changed("fast", dict(network=network)):
             run = Run("fast", training, device, seed=seed)
-        return run.seconds(), measure.joint_accuracy(run.scored, *test, device)
+            seconds = run.seconds()
+        return seconds, measure.joint_accuracy(run.scored, *test, device)
 
     def theirs(seed, **options):
         recipe = rivals.FastestPublicRecipe(*training, device, seed=seed, **options)

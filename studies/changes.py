@@ -1,5 +1,4 @@
-"""Changes to a training: the rows of studies/search.py, and what they and those of studies/ladder.py put in place of
-ours."""
+"""Changes to a training: the rows of studies/search.py, and the replacements that they and studies/ladder.py use."""
 
 import contextlib
 import functools
@@ -165,9 +164,9 @@ ABLATIONS = {
     "sum without parameters": dict(sum_encoding="shift"),
     **{f"{epochs} epochs": dict(epochs=epochs) for epochs in (1, 2, 5, 10, 20, 30)},
 }
-WIDE, DEEP = ((16,), (32, 32), (64, 64)), ((16, 16), (32, 32), (64, 64))  # channels of the stages of base
+WIDE, DEEP = ((16,), (32, 32), (64, 64)), ((16, 16), (32, 32), (64, 64))  # channels; with features for 120,000 weights
 BIG = dict(network=dict(stages=((32, 64), (64, 128), (128, 256)), features=256), epochs=10)
-TRIES = {  # of AdamW, where a row does not say another; for tiny at its rate before
+TRIES = {  # with AdamW unless a row names another optimiser; tiny at 0.02, its rate with AdamW
     "base": {
         "AdamW": {},
         "channels 16 / 32 / 64": dict(network=dict(stages=((16,), (32,), (64,)))),

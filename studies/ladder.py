@@ -184,9 +184,9 @@ def ours(change, training, held, seed, device):
     training = [table[: round(share * len(table))] for table in training]  # they are in random order
     with changed("fast", change) as (arguments, _):
         run = Run("fast", training, device, seed=seed, **arguments)
-    if start:
-        start(run, training[0])
-    seconds = run.seconds()
+        if start:
+            start(run, training[0])
+        seconds = run.seconds()
     outputs = []
 
     def predict():

@@ -18,3 +18,8 @@ def mean_sd(values, digits=2):
         return "–"
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{deviation}"
+
+
+def with_error(values, sign="", digits=2):
+    """Mean ± standard error as text."""
+    return f"{statistics.mean(values):{sign}.{digits}f} ± {statistics.stdev(values) / len(values) ** 0.5:.{digits}f}"

@@ -1,4 +1,4 @@
-"""The runs behind the tables: their names, their commands, and whether the log of one is there."""
+"""The runs and studies behind the tables: their names, their commands, and whether the log of a run is there."""
 
 import csv
 import re
@@ -9,6 +9,7 @@ from studies import replay
 from studies.published import DESIGNS
 from support.checkpoint import ACCURACIES
 from support.files import read_text
+from support.recipes import RECIPES
 
 OURS = {"base": range(5), "tiny": range(5), "large": range(5), "fast": range(10)}  # size: seeds
 OTHER_SEEDS = range(3)
@@ -118,12 +119,12 @@ def groups():
     for size, seeds in OURS.items():
         command = f"{OUR} --model {size} --precision {precision_of(size)}"
         found["results"] |= {f"{size}-s{n}": f"{command} --seed {n}" for n in seeds}
-    studies = {
+    changes = {
         "encodings": ENCODINGS.values(),
         "weights": map(weight_flags, WEIGHTS),
     }
-    for group, changes in studies.items():
-        for flags in changes:
+    for group, flags_of_runs in changes.items():
+        for flags in flags_of_runs:
             words = " ".join(f"{OUR} {flags} --precision float32 --epochs {STUDY_EPOCHS}".split())
             found[group] |= {f"{study_name(flags)}-s{n}": f"{words} --seed {n}" for n in OTHER_SEEDS}
     float32 = f"{OUR} --model base --precision float32"
@@ -147,8 +148,8 @@ def groups():
 
 
 def precision_of(size):
-    """What `--precision auto` chose for a size on the machine of the records."""
-    return "float32" if size == "tiny" else "bfloat16"
+    """The precision of the recorded runs of a size: its recipe's, or what `auto` chose on their machine."""
+    return RECIPES.get(size, {}).get("precision", "bfloat16")
 
 
 def studies():

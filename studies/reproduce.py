@@ -9,8 +9,8 @@
     python -m studies.reproduce --check  run nothing; exit status 1 if a table
                                          differs from the logs
     python -m studies.reproduce --quick  one seed, one epoch of 15,000 images of
-                                         all but tries and ablations; prints,
-                                         keeps nothing
+                                         all runs but tries and ablations, no
+                                         studies; prints, keeps nothing
 
 It can be stopped at any time and called again: finished runs are skipped,
 interrupted ones continue, those of studies.replay start again. The figures need
@@ -19,6 +19,7 @@ matplotlib, which is in requirements-dev.txt.
 
 import collections
 import functools
+import json
 import os
 import re
 import shlex
@@ -144,13 +145,27 @@ def make_studies(missing, records, extra):
     for file, command in missing.items():
         print(f"{file}: python {command}", flush=True)
         words = [sys.executable, *shlex.split(command), "--json", str(records / file), *extra]
-        if subprocess.run(words, cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
+        process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
+        try:
+            status = process.wait()
+        finally:
+            process.terminate()
+            process.wait()
+        if status:
             raise cli.UserError(f"the study behind {file} failed")
 
 
-def is_made(path):
-    """Whether the record of a study is there, and a search complete."""
-    return path.exists() and (not path.name.startswith("search-") or is_complete(path))
+def is_made(path, read):
+    """Whether the record of a study is there, a search complete, and one of networks that of the runs `read`."""
+    if not path.exists():
+        return False
+    if path.name.startswith("search-"):
+        return is_complete(path)
+    try:
+        networks = json.loads(read_text(path)).get("networks", [])
+        return set(read) <= {network.get("name", network.get("checkpoint")).removesuffix(".pt") for network in networks}
+    except (AttributeError, TypeError, ValueError):  # damaged
+        return False
 
 
 def by_older_code(records):
@@ -184,8 +199,6 @@ def main(argv=None):
         parser.error("--check and --quick contradict each other")
 
     runs, records = plan(args.only), ROOT / RECORDS
-    chosen = {file: study for file, study in studies().items() if args.only is None or study[0] in args.only}
-    missing = {file: study for file, study in chosen.items() if not is_made(records / file)}
     extra = ["--device", args.device, "--data-dir", args.data_dir]
     if args.quick:
         few = {"train.py": "--epochs 1 --val-size 45000", "-m": "--epochs 1 --images 15000"}
@@ -201,6 +214,8 @@ def main(argv=None):
         require_matplotlib()
         records.mkdir(parents=True, exist_ok=True)
         with lock(records):
+            chosen = {file: study for file, study in studies().items() if args.only is None or study[0] in args.only}
+            missing = {file: study for file, study in chosen.items() if not is_made(records / file, study[2])}
             read = {name for _, _, names in missing.values() for name in names}
             run_all(runs, records, args.jobs or 1, extra, read)
             make_studies({file: command for file, (_, command, _) in missing.items()}, records, extra)

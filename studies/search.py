@@ -45,12 +45,14 @@ from tqdm import tqdm
 
 import data
 from evaluate import answers, pair_outputs, score
+from model import build_model
 from studies.changes import SEARCHES, changed
 from studies.markdown import table
 from studies.measure import Run, held_out, keep_memory
 from support.device import choose_device, set_deterministic
 from support.files import read_text, write_atomically
 from support.runlog import environment
+from train import NOT_STORED, parse_arguments
 
 EQUAL = 0.05  # points of joint accuracy: a difference within them does not matter
 T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)  # Student's t, 97.5 %, 1 to 11 degrees
@@ -103,10 +105,10 @@ def read_record(path, search, setting):
     except (LookupError, TypeError, ValueError):
         right = False
     if not right:
-        raise cli.UserError(f"--json {path} holds no figures of the search {search}; choose another file")
+        raise cli.UserError(f"{path} holds no figures of the search {search}; choose another file, or remove it")
     for name, value in setting.items():
         if record.get(name) != value:
-            raise cli.UserError(f"--json {path} has other {name}: {record.get(name)}; choose another file")
+            raise cli.UserError(f"{path} has other {name}: {record.get(name)}; choose another file, or remove it")
     return record
 
 
@@ -140,11 +142,21 @@ def search_tables(record):
     return {f"search-{record['search']}": f"{head}\n\n{made}"}
 
 
+def recipe_of(size):
+    """What the rows of a search change, in words: {"recipe", "network"} of a size."""
+    args = vars(parse_arguments(["--model", size])[0])
+    recipe = " ".join(
+        f"{name}={value}" for name, value in args.items() if name not in (*NOT_STORED, "run_name", "precision")
+    )
+    sizes = [list(value.shape) for value in build_model(size).parameters()]
+    return {"recipe": recipe, "network": f"weights of {sizes}"}
+
+
 def is_complete(path):
     """Whether the record at `path` has all rows of its search with all seeds. Raises UserError as `read_record`."""
     name = path.stem.removeprefix("search-")
-    _, settings, rows = SEARCHES[name]
-    found = {(row["what"], row["seed"]): row["change"] for row in read_record(path, name, {})["rows"]}
+    size, settings, rows = SEARCHES[name]
+    found = {(row["what"], row["seed"]): row["change"] for row in read_record(path, name, recipe_of(size))["rows"]}
     wanted = {(what, seed): describe(settings | change) for what, change in rows.items() for seed in range(SEEDS)}
     return wanted.items() <= found.items()
 
@@ -165,7 +177,7 @@ def main(argv=None):
     if args.quick:
         images, digits, settings = images[:QUICK_IMAGES], digits[:QUICK_IMAGES], settings | {"epochs": 1}
     where = environment(device)
-    setting = {"data set": f"{dataset}: {len(images):,d} images", "versions": where["versions"]}
+    setting = {"data set": f"{dataset}: {len(images):,d} images", "versions": where["versions"]} | recipe_of(size)
     record = {"search": args.search, "rows": []} | where | setting
     if args.json and args.json.exists():
         record |= read_record(args.json, args.search, setting)

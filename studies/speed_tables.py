@@ -4,7 +4,7 @@ import itertools
 import statistics
 import textwrap
 
-from studies.markdown import table
+from studies.markdown import table, with_error
 
 SPEED = {  # table: sections of benchmark.py
     "fast": ("rival",),
@@ -100,7 +100,7 @@ def ladder_tables(record):
     rows = {kind: [row for row in record["rows"] if row["kind"] == kind] for kind in ("ours", "rival")}
     recipe = rows["ours"][0]
     published = next(row for row in rows["rival"] if row["what"] == PUBLISHED_RIVAL)
-    for kind, head, reference in (("ours", "joint %", recipe), ("rival", "digit %", published)):
+    for kind, heading, reference in (("ours", "joint %", recipe), ("rival", "digit %", published)):
         lines = []
         for row in rows[kind]:
             gain = with_error([a - b for a, b in zip(row["accuracy"], reference["accuracy"], strict=True)], "+")
@@ -112,7 +112,7 @@ def ladder_tables(record):
             accuracy = with_error(row["accuracy"])
             cells = [row["what"] + slower, accuracy, "" if row is reference else gain]
             lines.append([*cells, *(f"{time:.2f}" for time in times)])
-        made[f"ladder-{kind}"] = table(["change", head, "gain", "s", "of ours", "of rival"], lines)
+        made[f"ladder-{kind}"] = table(["change", heading, "gain", "s", "of ours", "of rival"], lines)
     return made | {"ladder-target": time_to_rival(rows)}
 
 
@@ -142,11 +142,6 @@ def time_to_rival(rows):
 def paired(row, reference, name):
     """The median ratio of the figures of two rows, round by round."""
     return statistics.median(a / b for a, b in zip(row[name], reference[name], strict=True))
-
-
-def with_error(values, sign="", digits=2):
-    """Mean ± standard error as text."""
-    return f"{statistics.mean(values):{sign}.{digits}f} ± {statistics.stdev(values) / len(values) ** 0.5:.{digits}f}"
 
 
 def figure(value):

@@ -9,7 +9,7 @@ import textwrap
 import train
 from studies.errors import errors_tables
 from studies.likeness import compare, distance, likeness_rows, published_figures, read_replay, summary
-from studies.markdown import mean_sd, table
+from studies.markdown import mean_sd, table, with_error
 from studies.plan import (
     ABLATIONS,
     ENCODINGS,
@@ -24,20 +24,21 @@ from studies.plan import (
     finished,
     groups,
     read_accuracies,
+    studies,
     study_name,
     try_name,
     weight_flags,
 )
 from studies.published import DESIGNS
 from studies.robustness import robustness_tables
+from studies.search import NAMES as SEARCHES
 from studies.search import search_tables
-from studies.speed_tables import LADDER_TABLES, SPEED_TABLES, ladder_tables, speed_tables, with_error
+from studies.speed_tables import LADDER_TABLES, SPEED_TABLES, ladder_tables, speed_tables
 from support.cli import UserError
 from support.files import read_text
 
 HEADS = ("digit", "sum", "joint")
 ERRORS = tuple(f"errors-{name}" for name in ("machine", "calibration", "scores", "common", "agreement"))
-SEARCHES = ("ablations", "base", "tiny", "large")  # of studies/search.py
 PAGES = {  # page: the tables in it
     "README.md": ("results", "base-s0"),
     "studies/README.md": ("summary", "published", "encodings", "weights"),
@@ -175,18 +176,20 @@ def precisions(folder, seeds, row):
     """The table of the precisions, and the differences of the runs with the same seed; `row` as in `tables`."""
     made = study_table("precision", {label: row(name) for label, name in PRECISIONS.items()})
     pairs = [[f"{name}-s{seed}" for name in PRECISIONS.values()] for seed in OURS["base"]]
-    pairs = [pair for pair in pairs if all(name in seeds(name[:-3]) for name in pair)]
+    pairs = [pair for pair in pairs if all(name in seeds(without_seed(name)) for name in pair)]
     if len(pairs) < 2:
         return made
     found = [[read_accuracies(folder / f"{name}.csv") for name in pair] for pair in pairs]
     gains = [bfloat16["joint_accuracy"] - float32["joint_accuracy"] for float32, bfloat16 in found]
-    ratios = [bfloat16["train_seconds"] / float32["train_seconds"] for float32, bfloat16 in found]
     sentence = (
         f"With bfloat16 in place of float32 and the same seed, joint accuracy changes by {with_error(gains, '+', 3)} "
-        f"points (mean ± standard error of {len(gains)} seeds), the seconds by a factor of "
-        f"{statistics.median(ratios):.2f} (median)."
+        f"points (mean ± standard error of {len(gains)} seeds)"
     )
-    return f"{made}\n\n{textwrap.fill(sentence, 118)}"
+    names = [name for pair in pairs for name in pair]
+    if len(facts(folder, names, "^device .*")) == 1 and not facts(folder, names, SHARED.format(r"\d+")):
+        ratios = [bfloat16["train_seconds"] / float32["train_seconds"] for float32, bfloat16 in found]
+        sentence += f", the seconds by a factor of {statistics.median(ratios):.2f} (median)"
+    return f"{made}\n\n{textwrap.fill(f'{sentence}.', 118)}"
 
 
 def searches(folder):
@@ -228,7 +231,8 @@ def index(folder, names):
         record = json.loads(read_text(path))
         commits = {row["commit"] for row in record.get("rows", ()) if "commit" in row} or {record["commit"]}
         machine = record["device"].removeprefix("cpu: ")
-        rows += [[f"`{path.name}`", "", "", commit, record.get("date", ""), machine] for commit in sorted(commits)]
+        group = studies().get(path.name, ("",))[0]
+        rows += [[f"`{path.name}`", "", group, commit, record.get("date", ""), machine] for commit in sorted(commits)]
     return table(["records", "runs", "table", "commit", "date", "machine"], rows)
 
 

@@ -180,6 +180,8 @@ def output_file(text):
     path = Path(text)
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}")
+    if not path.name or path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a file")
     return path
 
 

@@ -71,7 +71,7 @@ def save(figure, stem, formats):
 
 
 def check_format(path):
-    """Raise UserError where a figure cannot be written to `path`; said before the work."""
+    """Raise UserError where a figure cannot be written to `path`, before the work that it needs."""
     require_matplotlib()
     if path.suffix not in (".svg", ".png"):
         raise UserError(f"--figure {path}: its name must end in .svg or .png")
@@ -81,7 +81,7 @@ def save_themes(draw, path):
     """Write the figure that draw(theme) returns to `path`, and for dark pages to NAME-dark; print the names."""
     for theme, ending in (("light", ""), ("dark", "-dark")):
         with style(theme):
-            print(*save(draw(theme), path.with_suffix("").with_name(path.stem + ending), [path.suffix[1:]]))
+            print(*save(draw(theme), path.with_name(path.stem + ending), [path.suffix[1:]]))
 
 
 def log_axis(axes, bands, accuracy=False):

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import json
 import signal
 import subprocess
 import time
@@ -129,10 +130,14 @@ def test_a_run_whose_checkpoint_a_study_reads_is_made_again_without_it(tmp_path,
 def test_missing_records_of_studies_are_made_after_the_runs_and_others_kept(run, tmp_path, monkeypatch):
     words, folder = [], tmp_path / reproduce.RECORDS
     folder.mkdir(parents=True)
-    (folder / "errors-cpu.json").write_text("{}")
+    networks = [{"name": f"base-s{seed}"} for seed in range(5)]
+    (folder / "errors-cpu.json").write_text(json.dumps({"networks": networks}))
+    networks = [{"checkpoint": f"base-s{seed}.pt"} for seed in range(3)]  # of fewer runs than wanted
+    (folder / "robustness-cpu.json").write_text(json.dumps({"networks": networks}))
     monkeypatch.setattr(reproduce, "ROOT", tmp_path)
     monkeypatch.setattr(reproduce, "run_all", lambda runs, *rest: words.append(sorted(rest[-1])))
-    fake = SimpleNamespace(run=lambda line, **_: words.append(line) or SimpleNamespace(returncode=1), DEVNULL=None)
+    ended = SimpleNamespace(wait=lambda: 1, terminate=lambda: None)
+    fake = SimpleNamespace(Popen=lambda line, **_: words.append(line) or ended, DEVNULL=None)
     monkeypatch.setattr(reproduce, "subprocess", fake)
     status, _, err = run(reproduce, "--only", "errors", "robustness")
     assert status == 2 and "the study behind robustness-cpu.json failed" in err

@@ -12,6 +12,7 @@ import train
 from studies import changes, search
 from studies.measure import held_out
 from support import optim
+from support.cli import UserError
 
 CPU = torch.device("cpu")
 OWN = ("network", "warps", "batches", "nesterov", "schedule_function", "average", "agreement")
@@ -171,5 +172,9 @@ def test_a_search_is_complete_with_all_its_rows_and_seeds(tmp_path):
     ]
     path = tmp_path / "search-base.json"
     for count, complete in ((len(made), True), (len(made) - 1, False)):
-        path.write_text(json.dumps({"search": "base", "rows": made[:count]}))
+        record = {"search": "base", "rows": made[:count]} | search.recipe_of("base")
+        path.write_text(json.dumps(record))
         assert search.is_complete(path) == complete
+    path.write_text(json.dumps(record | search.recipe_of("tiny")))
+    with pytest.raises(UserError, match="has other recipe"):
+        search.is_complete(path)

@@ -191,7 +191,7 @@ def test_muon_is_pytorchs_own_for_a_matrix_and_adamw_for_a_bias():
     torch.manual_seed(0)
     ours = torch.nn.Linear(30, 20)
     theirs = copy.deepcopy(ours)
-    options = dict(lr=0.1, weight_decay=0.1)
+    options = dict(lr=0.1, weight_decay=1.0)
     optimizers = [
         Muon(ours.parameters(), **options),
         torch.optim.Muon([theirs.weight], adjust_lr_fn="match_rms_adamw", **options),
@@ -204,7 +204,7 @@ def test_muon_is_pytorchs_own_for_a_matrix_and_adamw_for_a_bias():
         for optimizer in optimizers:
             optimizer.step()
     assert torch.equal(ours.bias, theirs.bias)
-    torch.testing.assert_close(ours.weight, theirs.weight, atol=0.01, rtol=0)  # PyTorch's works in bfloat16
+    torch.testing.assert_close(ours.weight, theirs.weight, atol=0.004, rtol=0)  # PyTorch's works in bfloat16
 
 
 @pytest.mark.parametrize("shape", [(10, 30), (30, 10), (70, 100)])
