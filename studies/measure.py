@@ -148,9 +148,10 @@ def bare_steps(run, batch, steps):
     image, addend, digit, sum_target = batch
     model = run.model.train()
     for _ in range(steps):
-        digit_logits, sum_logits = model(image, addend)
-        loss = model.digit_loss(digit_logits, digit, run.args.label_smoothing)
-        loss = loss + model.sum_loss(sum_logits, sum_target, run.args.label_smoothing)
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=run.args.precision == "bfloat16"):
+            digit_logits, sum_logits = model(image, addend)
+        loss = model.digit_loss(digit_logits.float(), digit, run.args.label_smoothing)
+        loss = loss + model.sum_loss(sum_logits.float(), sum_target, run.args.label_smoothing)
         run.optimizer.zero_grad()
         loss.backward()
         run.optimizer.step()

@@ -9,7 +9,9 @@ import pytest
 
 from conftest import ROOT
 from studies.figures import SHOWN
+from studies.plan import logged_arguments
 from studies.tables import PAGES
+from support.checkpoint import load_checkpoint
 
 README = (ROOT / "README.md").read_text()
 
@@ -51,7 +53,7 @@ def pictures(page, attribute):
     return {str(Path(page).parent / name) for name in re.findall(rf' {attribute}="([^"]+)"', text)}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/running.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/running.md", "studies/errors.md", "studies/robustness.md"])
 def test_every_picture_has_a_variant_for_dark_pages(page):
     light, dark = pictures(page, "src"), pictures(page, "srcset")
     assert light and "![" not in (ROOT / page).read_text(encoding="utf-8")
@@ -73,3 +75,11 @@ def test_lines_and_tables_fit_a_screen(page):
 
 def test_the_test_command_is_the_one_that_ci_runs():
     assert len(re.findall(r"python -m pytest$", README, re.MULTILINE)) == 1
+
+
+def test_the_committed_network_is_that_of_a_record_which_the_index_names():
+    args = load_checkpoint(ROOT / "logs" / "tiny.pt")["args"]
+    name = args["run_name"]
+    logged = logged_arguments((ROOT / "logs" / "records" / f"{name}.txt").read_text())
+    assert {key: str(args[key]) for key in logged} == logged
+    assert f"`tiny.pt` is the checkpoint of `{name}`" in (ROOT / "logs" / "README.md").read_text()
