@@ -229,6 +229,15 @@ def test_overhead_and_target_do_not_count_what_happens_between_the_steps(setting
     ]
 
 
+def test_the_bare_steps_have_the_precision_of_the_loop(training):
+    weights = []
+    for precision in ("float32", "bfloat16"):
+        run = measure.Run("tiny", training, CPU, precision=precision)
+        measure.bare_steps(run, next(run.batches.epoch(0)), 1)
+        weights.append(sum(value.double().sum().item() for value in run.model.parameters()))
+    assert weights[0] != weights[1]
+
+
 def test_ratios_are_of_medians_and_the_spread_is_of_turns():
     row = measure.make_row("w", "s", [2.0, 3.0, 9.0], [4.0, 4.0, 3.0])
     assert (row["ours"], row["rival"], row["ratio"], row["spread"]) == (3.0, 4.0, 0.75, [0.5, 3.0])
