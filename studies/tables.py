@@ -225,7 +225,7 @@ def index(folder, names):
         found = [re.search(rf"^{entry} +(?:cpu: )?(.*)$", text, re.MULTILINE) for entry in ("commit", "date", "device")]
         runs[(without_seed(name), *("" if entry is None else entry[1] for entry in found))] += 1
     for (prefix, *made), number in runs.items():
-        used = ", ".join(tables_of[prefix]) if len(tables_of[prefix]) < 3 else "several"
+        used = next(iter(tables_of[prefix])) if len(tables_of[prefix]) == 1 else "several"
         rows.append([f"`{prefix}`", str(number), used, *made])
     for path in sorted(folder.glob("*.json")):
         record = json.loads(read_text(path))

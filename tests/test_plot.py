@@ -129,7 +129,7 @@ def test_a_record_from_before_the_validation_losses_and_a_new_log_are_read(train
 def test_the_schedule_is_that_of_the_run():
     run = curves.read(RECORDS / "tiny-s0.csv")
     steps, rates = curves.schedule(run)
-    assert steps[-1] == 4299 and max(rates) == pytest.approx(0.02, rel=1e-3)
+    assert steps[-1] == 4299 and max(rates) == pytest.approx(0.04, rel=1e-3)
     assert rates[-1] == pytest.approx(run.epochs[-1]["learning_rate"])
     assert curves.schedule(run._replace(log="")) is None
     assert curves.schedule(run._replace(log=run.log.replace("batch_size=128", "batch_size=0"))) is None
