@@ -60,9 +60,8 @@ def corrupt(images, kind, strength, generator):
 def draw_mix(count, share, generator):
     """(maps, effects, noise) of an epoch in which each image is corrupted with the probability `share`.
 
-    The kind is uniform, the strength the smaller of two uniform ones: with as many strong corruptions as weak ones,
-    more accuracy on clean images was lost. `maps` [count, 2, 3] and `effects` are those of `draw`; noise [NOISE] is
-    normal.
+    The kind is uniform, the strength the smaller of two uniform ones, so that weak corruptions are more frequent.
+    `maps` [count, 2, 3] and `effects` are those of `draw`; noise [NOISE] is normal.
     """
     kinds = torch.randint(len(KINDS), (count,), generator=generator)
     strengths = torch.randint(1, len(STRENGTHS) + 1, (2, count), generator=generator).amin(0)
