@@ -208,7 +208,8 @@ def recorded(path, make_tables, names):
     if not path.exists():
         return dict.fromkeys(names, "–")
     try:
-        return make_tables(json.loads(read_text(path)))
+        made = make_tables(json.loads(read_text(path)))
+        return {name: made[name] for name in names}
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         raise UserError(f"{path} is damaged, or of another version; make it again, or remove it") from None
 

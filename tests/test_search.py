@@ -9,8 +9,10 @@ import torch
 import data
 import model
 import train
+from conftest import ROOT
 from studies import changes, search
 from studies.measure import held_out
+from studies.tables import searches
 from support import optim
 from support.cli import UserError
 
@@ -160,6 +162,12 @@ def test_the_table_tells_no_difference_from_too_few_seeds():
     verdicts = [line.split("|")[5].strip() for line in lines]
     assert verdicts == ["", "better", "equal", "open", "worse", ""]
     assert "-1.000 ± 0.000" in lines[4] and "99.100 ± 0.100" in lines[0]
+
+
+def test_a_record_of_another_search_is_refused_by_the_tables(tmp_path):
+    (tmp_path / "search-tiny.json").write_text((ROOT / "logs" / "records" / "search-base.json").read_text())
+    with pytest.raises(UserError, match="is damaged, or of another version"):
+        searches(tmp_path)
 
 
 def test_a_search_is_complete_with_all_its_rows_and_seeds(tmp_path):
