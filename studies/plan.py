@@ -90,6 +90,7 @@ ABLATIONS = {
     ),
     "shared-softmax-lenet": ("--lr 0.03", "+mended --lr 0.03"),
     "two-softmax-lenet": ("+no-nine", "+mended --activation relu"),
+    "argmax-regression": ("+argmax", "+raw-addend", "+resample"),
     "two-branch-lenet": ("+no-nine", "+early-softmax"),
 }
 ENCODINGS = {
