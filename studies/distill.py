@@ -2,10 +2,11 @@
 
     python -m studies.distill --teachers a-best.pt b-best.pt -- --model tiny --epochs 20
 
-After "--" come the flags of train.py; label smoothing is 0 here unless it is among them. The teachers see the augmented
-image of the step. The mean of their probabilities is the target of the digit, and shifted by the addend that of the sum
-(G. Hinton et al., arXiv 1503.02531). The run writes the files of train.py but last.pt, since train.py would continue
-it without its teachers: interrupted, it starts again.
+After "--" come the flags of train.py; label smoothing is 0 here unless it is among them. The teachers take turns, one a
+step: it sees the augmented images, its probabilities are the target of the digit, and shifted by the addend that of the
+sum (G. Hinton et al., arXiv 1503.02531). Cross-entropy is linear in its target, so on average over the turns the
+gradient is that of the mean of all teachers. The run writes the files of train.py but last.pt, since train.py would
+continue it without its teachers: interrupted, it starts again.
 """
 
 import sys
@@ -43,13 +44,13 @@ def taught_batches(teachers, temperature, label_share, bfloat16):
 
     class TaughtBatches(Batches):
         def epoch(self, epoch):
-            for image, addend, digit, _ in super().epoch(epoch):
-                target = label_share * F.one_hot(digit, DIGITS)
+            for step, (image, addend, digit, _) in enumerate(super().epoch(epoch)):
+                teacher = teachers[(epoch + step) % len(teachers)]
                 first = addend if addend.dim() == 1 else addend[:, 0]  # the digit's answer hardly depends on the addend
                 with torch.no_grad(), torch.autocast(image.device.type, torch.bfloat16, enabled=bfloat16):
-                    for teacher in teachers:
-                        logits = teacher(image, first)[0].float()
-                        target = target + (1 - label_share) / len(teachers) * (logits / temperature).softmax(-1)
+                    logits = teacher(image, first)[0].float()
+                labels, taught = F.one_hot(digit, DIGITS), (logits / temperature).softmax(-1)
+                target = label_share * labels + (1 - label_share) * taught
                 yield image, addend, target, shifted(target, addend)
 
     return TaughtBatches
@@ -64,10 +65,15 @@ def shifted(probabilities, addend):
     return probabilities.new_zeros(*addend.shape, SUMS).scatter(-1, positions, probabilities)
 
 
+def train_arguments(flags):
+    """The arguments of train.py for these flags, without label smoothing unless they ask for it. Raises UserError."""
+    return train.parse_arguments(["--label-smoothing", "0", *flags])[0]
+
+
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(map(str, argv))
     args = make_parser().parse_args(argv)
-    run, _ = train.parse_arguments(["--label-smoothing", "0", *args.flags])
+    run = train_arguments(args.flags)
     if run.resume or run.dry_run or run.find_lr or run.sum_encoding != "onehot":
         raise cli.UserError("--resume, --dry-run, --find-lr and another --sum-encoding than onehot do not work here")
     device = choose_device(run.device)

@@ -5,7 +5,7 @@ import re
 import shlex
 
 import train
-from studies import replay
+from studies import distill, replay
 from studies.published import DESIGNS
 from support.checkpoint import ACCURACIES
 from support.files import read_text
@@ -16,7 +16,8 @@ OTHER_SEEDS = range(3)
 ROBUST = ("base", "tiny")  # sizes that are trained on corrupted images too
 CORRUPTED = 0.25  # share of the training images, chosen on held-out images: studies/robustness.md
 PUBLISHED_SEEDS = {"two-branch-lenet": range(5)}  # one of the first three collapses, so its spread needs more
-OUR, REPLAY = "train.py --dataset mnist", "-m studies.replay"
+OUR, REPLAY, DISTILL = "train.py --dataset mnist", "-m studies.replay", "-m studies.distill"
+DISTILLED = {"base": "--epochs 20", "tiny": "--epochs 20"}  # size: flags; taught by the networks of "large"
 CHECKPOINTS = "logs/records/.checkpoints"  # of the recorded runs, in the repository
 STUDY_EPOCHS = 3  # of the studies of encodings and weights
 # Designs without a fault: there is nothing to mend.
@@ -115,7 +116,10 @@ def groups():
     """
     found = {
         name: {}
-        for name in ("results", "encodings", "precisions", "weights", "robustness", "published", "tries", "ablations")
+        for name in (
+            *("results", "encodings", "precisions", "weights", "robustness"),
+            *("published", "tries", "ablations", "distilled"),
+        )
     }
     for size, seeds in OURS.items():
         command = f"{OUR} --model {size} --precision {precision_of(size)}"
@@ -145,6 +149,11 @@ def groups():
         for change in changes:
             words = f"{REPLAY} {design}{'' if change.startswith('+') else ' '}{change}"
             found["ablations"] |= {f"{ablation_name(design, change)}-s{n}": f"{words} --seed {n}" for n in OTHER_SEEDS}
+    teachers = " ".join(checkpoint(f"large-s{n}") for n in OURS["large"])
+    for size, flags in DISTILLED.items():
+        command = f"{DISTILL} --teachers {teachers} -- {OUR.removeprefix('train.py ')} --model {size}"
+        command += f" --precision {precision_of(size)} --val-size 0 {flags}"
+        found["distilled"] |= {f"{size}-distilled-s{n}": f"{command} --seed {n}" for n in OURS[size]}
     return found
 
 
@@ -154,21 +163,23 @@ def precision_of(size):
 
 
 def studies():
-    """The records that are not of a single run: {file: (group, command, runs whose checkpoints it reads)}.
+    """The records that are not of a single run: {file: (group, command)}.
 
     The command is to be followed by `--json FILE`; the search continues its file, the others start again.
     """
     robust = [f"{size}{kind}-s{n}" for size in ROBUST for kind in ("", "-corrupted") for n in OTHER_SEEDS]
-    all_of_base = [f"base-s{n}" for n in OURS["base"]]
+    all_of = {size: [f"{size}-s{n}" for n in seeds] for size, seeds in OURS.items()}
     read = {
         "robustness-cpu.json": ("robustness", "-m studies.robustness", robust),
-        "errors-cpu.json": ("errors", "-m studies.errors --ensemble", all_of_base),
+        "errors-cpu.json": ("errors", "-m studies.errors --ensemble", all_of["base"]),
+        "errors-large-cpu.json": ("errors", "-m studies.errors --ensemble", all_of["large"]),
+        "errors-sizes-cpu.json": ("errors", "-m studies.errors", [names[0] for names in all_of.values()]),
         "search-ablations.json": ("search", "-m studies.search ablations", []),
         "ladder-cpu.json": ("speed", "-m studies.ladder", []),
         "benchmark-cpu.json": ("speed", "-m studies.benchmark", []),
     }
     return {
-        file: (group, " ".join([command, *(["--ckpt"] if runs else []), *map(checkpoint, runs)]), runs)
+        file: (group, " ".join([command, *(["--ckpt"] if runs else []), *map(checkpoint, runs)]))
         for file, (group, command, runs) in read.items()
     }
 
@@ -178,16 +189,22 @@ def checkpoint(name):
     return f"{CHECKPOINTS}/{name}.pt"
 
 
+def needed(command):
+    """The names of the recorded runs whose checkpoints this command reads."""
+    return set(re.findall(rf"{re.escape(CHECKPOINTS)}/(\S+)\.pt", command))
+
+
 def plan(only=None):
     """The runs of these groups, or of all: {name: command}, in the order in which they are run; with them those whose
-    checkpoints a study of these groups reads."""
+    checkpoints a run or a study of these groups reads."""
     made = groups()
     runs = {name: command for group in made.values() for name, command in group.items()}
     if only is None:
         return runs
-    wanted = {name for group in only for name in made.get(group, ())}
-    wanted |= {name for group, _, read in studies().values() if group in only for name in read}
-    return {name: command for name, command in runs.items() if name in wanted}
+    wanted = {name: command for group in only for name, command in made.get(group, {}).items()}
+    commands = [*wanted.values(), *(command for group, command in studies().values() if group in only)]
+    read = set().union(*map(needed, commands))
+    return {name: command for name, command in runs.items() if name in wanted or name in read}
 
 
 def try_name(design, flags):
@@ -219,14 +236,22 @@ def study_name(flags):
 def finished(folder, name, command):
     """Whether `folder` has the complete log of a run with the arguments that this command means today."""
     try:
-        logged = logged_arguments(read_text(folder / f"{name}.txt"))
+        text = read_text(folder / f"{name}.txt")
+        logged = logged_arguments(text)
         read_accuracies(folder / f"{name}.csv")
     except (OSError, LookupError, TypeError, ValueError):  # missing, cut, or no number where one belongs
         return False
     if command.startswith(REPLAY):
         _, wanted = replay.parse_arguments(shlex.split(command.removeprefix(REPLAY)))
         return logged == {name: str(value) for name, value in wanted.items()}
-    args, _ = train.parse_arguments([*shlex.split(command)[1:], "--run-name", name])
+    if command.startswith(DISTILL):
+        teaching, flags = command.split(" -- ")
+        if teaching not in text:
+            return False
+        args = distill.train_arguments(shlex.split(flags))
+    else:
+        args, _ = train.parse_arguments(shlex.split(command)[1:])
+    args.run_name = name
     defaults = vars(train.make_parser().parse_args([]))  # what a log from before a flag existed means
     return all(
         logged.get(argument, str(defaults[argument])) == str(value)

@@ -9,8 +9,9 @@
     python -m studies.reproduce --check  run nothing; exit status 1 if a table
                                          differs from the logs
     python -m studies.reproduce --quick  one seed, one epoch of 15,000 images of
-                                         all runs but tries and ablations, no
-                                         studies; prints, keeps nothing
+                                         all runs but tries, ablations and
+                                         distilled ones, no studies; prints,
+                                         keeps nothing
 
 It can be stopped at any time and called again: finished runs are skipped,
 interrupted ones continue, those of studies.replay start again. The figures need
@@ -33,7 +34,7 @@ from pathlib import Path
 from support import cli
 
 GROUPS = (  # of runs, then of studies, in studies.plan
-    *("results", "encodings", "precisions", "weights", "robustness", "published", "tries", "ablations"),
+    *("results", "encodings", "precisions", "weights", "robustness", "published", "tries", "ablations", "distilled"),
     *("errors", "search", "speed"),
 )
 
@@ -54,7 +55,7 @@ if __name__ == "__main__":
     cli.begin_script(make_parser)  # answers --help and a mistyped flag before PyTorch is imported, which takes seconds
 
 from studies import figures
-from studies.plan import REPLAY, SHARED, finished, plan, studies
+from studies.plan import REPLAY, SHARED, finished, needed, plan, studies
 from studies.search import is_complete
 from studies.tables import PAGES, rewrite, tables
 from support.figures import require_matplotlib
@@ -68,22 +69,22 @@ REPLAY_LOOP = ("data.py", "evaluate.py", "studies/replay.py", "studies/published
 
 def run_all(runs, folder, jobs, extra, read=()):
     """Run what is not finished, `jobs` at a time, into `folder`; and those of the runs `read` that have no checkpoint.
+    A run whose command reads checkpoints of others waits for those.
 
     Raises UserError where a run fails.
     """
-    waiting = {
-        name: command
-        for name, command in runs.items()
-        if not finished(folder, name, command)
-        or (name in read and not (folder / ".checkpoints" / f"{name}.pt").exists())
-    }
+    waiting = {name: command for name, command in runs.items() if not finished(folder, name, command)}
+    read = set(read).union(*map(needed, waiting.values()))
+    gone = {name for name in read & runs.keys() if not (folder / ".checkpoints" / f"{name}.pt").exists()}
+    waiting = {name: command for name, command in runs.items() if name in waiting or name in gone}
     total, start, running = len(waiting), time.monotonic(), {}
     print(f"{len(runs) - total} of {len(runs)} runs are there, {total} to do", flush=True)
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
-                name = next(iter(waiting))
+            to_do = waiting.keys() | running.keys()
+            ready = [name for name, command in waiting.items() if not needed(command) & to_do]
+            for name in ready[: jobs - len(running)]:
                 running[name] = start_run(name, waiting.pop(name), folder, extra, environment)
             for name, process in list(running.items()):
                 if process.poll() is not None:
@@ -156,14 +157,14 @@ def make_studies(missing, records, extra):
 
 
 def is_made(path, read):
-    """Whether the record of a study is there, a search complete, and one of networks that of the runs `read`."""
+    """Whether the record of a study is there, a search complete, and one of networks with all the runs `read`."""
     if not path.exists():
         return False
     if path.name.startswith("search-"):
         return is_complete(path)
     try:
         networks = json.loads(read_text(path)).get("networks", [])
-        return set(read) <= {network.get("name", network.get("checkpoint")).removesuffix(".pt") for network in networks}
+        return read <= {network.get("name", network.get("checkpoint")).removesuffix(".pt") for network in networks}
     except (AttributeError, TypeError, ValueError):  # damaged
         return False
 
@@ -188,8 +189,8 @@ def same_code(commit, files):
 
 
 def is_quick(name):
-    """Whether --quick includes the run: the first seed, no tries and no ablations."""
-    return name.endswith("-s0") and "-try-" not in name and "-ablation-" not in name
+    """Whether --quick includes the run: the first seed, no tries, no ablations, nothing distilled."""
+    return name.endswith("-s0") and not any(f"-{kind}-" in name for kind in ("try", "ablation", "distilled"))
 
 
 def main(argv=None):
@@ -214,11 +215,10 @@ def main(argv=None):
         require_matplotlib()
         records.mkdir(parents=True, exist_ok=True)
         with lock(records):
-            chosen = {file: study for file, study in studies().items() if args.only is None or study[0] in args.only}
-            missing = {file: study for file, study in chosen.items() if not is_made(records / file, study[2])}
-            read = {name for _, _, names in missing.values() for name in names}
-            run_all(runs, records, args.jobs or 1, extra, read)
-            make_studies({file: command for file, (_, command, _) in missing.items()}, records, extra)
+            chosen = {file: words for file, (group, words) in studies().items() if group in (args.only or GROUPS)}
+            missing = {file: words for file, words in chosen.items() if not is_made(records / file, needed(words))}
+            run_all(runs, records, args.jobs or 1, extra, set().union(*map(needed, missing.values())))
+            make_studies(missing, records, extra)
     made, differing = tables(records, plan()), []
     if older := by_older_code(records):
         print(older, file=sys.stderr)

@@ -12,6 +12,7 @@ from studies.likeness import compare, distance, likeness_rows, published_figures
 from studies.markdown import mean_sd, table, with_error
 from studies.plan import (
     ABLATIONS,
+    DISTILLED,
     ENCODINGS,
     FAULTLESS,
     OURS,
@@ -34,6 +35,7 @@ from studies.robustness import robustness_tables
 from studies.search import NAMES as SEARCHES
 from studies.search import search_tables
 from studies.speed_tables import LADDER_TABLES, SPEED_TABLES, ladder_tables, speed_tables
+from support.checkpoint import ACCURACIES
 from support.cli import UserError
 from support.files import read_text
 
@@ -56,7 +58,11 @@ PAGES = {  # page: the tables in it
     ),
     "studies/recipes.md": tuple(f"search-{name}" for name in SEARCHES),
     "studies/robustness.md": ("robustness",),
-    "studies/errors.md": ERRORS,
+    "studies/errors.md": (
+        *ERRORS,
+        *(f"errors-large-{name}" for name in ("scores", "common", "agreement")),
+        *(f"errors-sizes-{name}" for name in ("scores", "common")),
+    ),
     "logs/README.md": ("index",),
 }
 
@@ -78,12 +84,14 @@ def tables(folder, runs):
         return [*cells, str(len(seeds(prefix))), *(spread(folder, seeds(prefix), f"{head}_accuracy") for head in HEADS)]
 
     results, published = [], []
-    for size in OURS:
-        parameters = ", ".join(sorted(facts(folder, seeds(size), r"^model .*?([\d,]+) parameters"))) or "–"
-        epochs = str(train.parse_arguments(["--model", size])[0].epochs)
-        shared = " (shared)" if facts(folder, seeds(size), SHARED.format(r"\d+")) else ""
-        seconds = spread(folder, seeds(size), "train_seconds", 1) + shared
-        results.append([*row(size, f"`{size}`", parameters, epochs), seconds])
+    for prefix in filter(seeds, (*OURS, *(f"{size}-distilled" for size in DISTILLED))):
+        size, _, distilled = prefix.partition("-")
+        parameters = ", ".join(sorted(facts(folder, seeds(prefix), r"^model .*?([\d,]+) parameters"))) or "–"
+        epochs = ", ".join(sorted(facts(folder, seeds(prefix), r"^arguments (?:.*\n)*?.* epochs=(\d+)"))) or "–"
+        shared = " (shared)" if facts(folder, seeds(prefix), SHARED.format(r"\d+")) else ""
+        seconds = spread(folder, seeds(prefix), "train_seconds", 1) + shared
+        results.append([*row(prefix, f"`{size}`{distilled and ', '}{distilled}", parameters, epochs), seconds])
+    results += ensemble_of_large(folder / "errors-large-cpu.json")
     for prefix, epochs in (("base", train.make_parser().get_default("epochs")), ("study-default", STUDY_EPOCHS)):
         published.append([*row(prefix, "`base`, ours", str(epochs)), ""])
     for name, design in DESIGNS.items():
@@ -102,7 +110,7 @@ def tables(folder, runs):
         **recorded(folder / "benchmark-cpu.json", speed_tables, SPEED_TABLES),
         **recorded(folder / "ladder-cpu.json", ladder_tables, LADDER_TABLES),
         **recorded(folder / "robustness-cpu.json", robustness_tables, ("robustness",)),
-        **recorded(folder / "errors-cpu.json", errors_tables, ERRORS),
+        **errors(folder),
         **searches(folder),
         "encodings": study_table("encoding", {label: row(study_name(flags)) for label, flags in ENCODINGS.items()}),
         "precisions": precisions(folder, seeds, row),
@@ -111,6 +119,13 @@ def tables(folder, runs):
         ),
         "index": index(folder, there),
     }
+
+
+def ensemble_of_large(path):
+    """The row of the results for the ensemble in this record of studies/errors.py, if it is there."""
+    networks = json.loads(read_text(path))["networks"] if path.exists() else []
+    scores = [[f"{100 * row['scores'][name]:.2f}" for name in ACCURACIES] for row in networks if row["ensemble"]]
+    return [[f"`large`, ensemble of {len(networks) - 1}", "", "", "", *cells, ""] for cells in scores]
 
 
 def likeness(folder, seeds):
@@ -200,6 +215,15 @@ def searches(folder):
     return made
 
 
+def errors(folder):
+    """{name: Markdown}: the tables of the records of studies/errors.py."""
+    made = {}
+    for kind in ("", "-large", "-sizes"):
+        found = recorded(folder / f"errors{kind}-cpu.json", errors_tables, ERRORS)
+        made |= {name.replace("errors", f"errors{kind}"): text for name, text in found.items()}
+    return made
+
+
 def recorded(path, make_tables, names):
     """What `make_tables` makes of the JSON at `path`; where there is none, dashes in place of the tables `names`.
 
@@ -232,7 +256,7 @@ def index(folder, names):
         record = json.loads(read_text(path))
         commits = {row["commit"] for row in record.get("rows", ()) if "commit" in row} or {record["commit"]}
         machine = record["device"].removeprefix("cpu: ")
-        group = studies().get(path.name, ("",))[0]
+        group = studies().get(path.name, ("search" if path.name.startswith("search-") else "",))[0]
         rows += [[f"`{path.name}`", "", group, commit, record.get("date", ""), machine] for commit in sorted(commits)]
     return table(["records", "runs", "table", "commit", "date", "machine"], rows)
 

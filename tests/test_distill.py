@@ -21,20 +21,25 @@ def teachers():
     return [build_model("tiny").eval(), build_model("base").eval()]
 
 
-def test_the_targets_are_the_mean_of_the_teachers_probabilities(small, teachers):
+def test_the_targets_are_the_probabilities_of_the_teachers_in_turn(small, teachers):
     images, digits = small[0][:6], small[1][:6]
-    plain = Batches(images, digits, 6, addends_per_image=3)
-    taught = distill.taught_batches(teachers, 2.0, 0.25, False)(images, digits, 6, addends_per_image=3)
-    (image, addend, digit, _), (_, _, target, sums) = next(plain.epoch(0)), next(taught.epoch(0))
-    with torch.no_grad():
-        answers = [(teacher(image, addend[:, 0])[0] / 2).softmax(-1) for teacher in teachers]
-    wanted = 0.25 * torch.eye(10)[digit] + 0.75 * (answers[0] + answers[1]) / 2
-    torch.testing.assert_close(target, wanted)
-    for row in range(6):
-        for k in range(3):
-            low = int(addend[row, k])
-            torch.testing.assert_close(sums[row, k, low : low + 10], wanted[row])
-            assert sums[row, k].sum().item() == pytest.approx(1)
+    plain = Batches(images, digits, 3, addends_per_image=3)
+    taught = distill.taught_batches(teachers, 2.0, 0.25, False)(images, digits, 3, addends_per_image=3)
+    asked = set()
+    for epoch in (0, 1):
+        for step, (shown, made) in enumerate(zip(plain.epoch(epoch), taught.epoch(epoch), strict=True)):
+            (image, addend, digit, _), (_, _, target, sums) = shown, made
+            asked.add((teacher := (epoch + step) % 2, step))
+            with torch.no_grad():
+                answer = (teachers[teacher](image, addend[:, 0])[0] / 2).softmax(-1)
+            wanted = 0.25 * torch.eye(10)[digit] + 0.75 * answer
+            torch.testing.assert_close(target, wanted)
+            for row in range(3):
+                for k in range(3):
+                    low = int(addend[row, k])
+                    torch.testing.assert_close(sums[row, k, low : low + 10], wanted[row])
+                    assert sums[row, k].sum().item() == pytest.approx(1)
+    assert len(asked) == 4  # both teachers, in both steps of an epoch
 
 
 def test_labels_alone_are_the_usual_loss(small, teachers):

@@ -30,7 +30,10 @@ def test_only_takes_the_runs_of_these_tables(run, monkeypatch):
             run(reproduce, *(["--only", *only] if only else []))
         wanted = {name for group, runs in groups().items() if group in only or not only for name in runs}
         assert taken[-1] == wanted == set(plan(only or None))
-    assert set(plan(["errors"])) == {f"base-s{seed}" for seed in range(5)}  # whose checkpoints it reads
+    teachers = {f"large-s{seed}" for seed in range(5)}
+    read = {f"base-s{seed}" for seed in range(5)} | {"tiny-s0", "fast-s0"}
+    assert set(plan(["errors"])) == teachers | read  # whose checkpoints it reads
+    assert set(plan(["distilled"])) == teachers | set(groups()["distilled"])
     assert {"study-default-s0", "study-digit-weight-0.9-sum-weight-0.1-s2"} <= taken[0] and len(taken[0]) == 15
     status, _, err = run(reproduce, "--only", "weight")
     assert status == 2 and "weights" in err

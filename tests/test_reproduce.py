@@ -14,8 +14,8 @@ import train
 from conftest import ROOT
 from data import Batches
 from model import build_model
-from studies import replay, reproduce
-from studies.plan import FAULTLESS, REPLAY, finished, plan, studies
+from studies import distill, replay, reproduce
+from studies.plan import DISTILL, FAULTLESS, OURS, REPLAY, checkpoint, finished, plan, studies
 from studies.published import DESIGNS
 from studies.tables import PAGES, tables
 from support.cli import UserError, run_script
@@ -38,7 +38,8 @@ class InThisProcess:
     """A stand-in for subprocess.Popen: the script's main, called at once, without the seconds of its imports."""
 
     def __init__(self, words, stdout, env, **_):
-        module, argv = (replay, words[3:]) if words[1] == "-m" else (train, words[2:])
+        script, *argv = words[2:] if words[1] == "-m" else words[1:]
+        module = {"train.py": train, "studies.replay": replay, "studies.distill": distill}[script]
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stdout):
             self.returncode = run_script(module.main, argv)
 
@@ -83,11 +84,12 @@ def test_the_plan_covers_every_design_and_its_mend():
         assert all(f"{name}-published-s{seed}" in runs for seed in range(3))
         assert name in FAULTLESS or f"{name}-mended-s2" in runs
     assert {"base-s4", "tiny-s4"} <= set(runs)
-    for name, command in runs.items():
+    for command in runs.values():
         if command.startswith(REPLAY):
             replay.build(replay.parse_arguments(command.removeprefix(REPLAY).split())[1])
         else:
-            args, _ = train.parse_arguments([*command.removeprefix("train.py").split(), "--run-name", name])
+            flags = command.split(" -- ")[1] if command.startswith(DISTILL) else command.removeprefix("train.py")
+            args, _ = train.parse_arguments(flags.split())
             build_model(args.model, args.addend_encoding, args.sum_encoding)
 
 
@@ -127,11 +129,25 @@ def test_a_run_whose_checkpoint_a_study_reads_is_made_again_without_it(tmp_path,
     assert (tmp_path / ".checkpoints" / "a.pt").exists()
 
 
+def test_a_distilled_run_waits_for_its_teacher_and_is_known_again(tmp_path, extra, in_this_process, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    records = tmp_path / reproduce.RECORDS
+    records.mkdir(parents=True)
+    flags = COMMAND.format(1, 1).removeprefix("train.py ")
+    runs = {"b": f"{DISTILL} --teachers {checkpoint('a')} -- {flags}", "a": COMMAND.format(1, 0)}
+    for _ in range(2):
+        reproduce.run_all(runs, records, 2, extra)
+        assert (records / "a.csv").stat().st_mtime_ns < (records / "b.csv").stat().st_mtime_ns
+    assert finished(records, "b", runs["b"]) and not finished(records, "b", runs["b"].replace("--seed 1", "--seed 2"))
+    assert not finished(records, "b", runs["b"].replace("a.pt", "c.pt"))
+
+
 def test_missing_records_of_studies_are_made_after_the_runs_and_others_kept(run, tmp_path, monkeypatch):
     words, folder = [], tmp_path / reproduce.RECORDS
     folder.mkdir(parents=True)
-    networks = [{"name": f"base-s{seed}"} for seed in range(5)]
-    (folder / "errors-cpu.json").write_text(json.dumps({"networks": networks}))
+    records = {kind: [f"{size}-s{seed}" for seed in range(5)] for kind, size in {"": "base", "-large": "large"}.items()}
+    for kind, names in (records | {"-sizes": [f"{size}-s0" for size in OURS]}).items():
+        (folder / f"errors{kind}-cpu.json").write_text(json.dumps({"networks": [{"name": name} for name in names]}))
     networks = [{"checkpoint": f"base-s{seed}.pt"} for seed in range(3)]  # of fewer runs than wanted
     (folder / "robustness-cpu.json").write_text(json.dumps({"networks": networks}))
     monkeypatch.setattr(reproduce, "ROOT", tmp_path)
@@ -149,7 +165,7 @@ def test_missing_records_of_studies_are_made_after_the_runs_and_others_kept(run,
 
 
 def test_every_command_of_a_study_is_one_that_its_script_takes():
-    for file, (_, command, _) in studies().items():
+    for file, (_, command) in studies().items():
         module, *flags = command.removeprefix("-m ").split()
         args = importlib.import_module(module).make_parser().parse_args([*flags, "--json", file, "--device", "cpu"])
         assert str(args.json) == file
