@@ -148,7 +148,8 @@ def groups():
     for design, changes in ABLATIONS.items():
         for change in changes:
             words = f"{REPLAY} {design}{'' if change.startswith('+') else ' '}{change}"
-            found["ablations"] |= {f"{ablation_name(design, change)}-s{n}": f"{words} --seed {n}" for n in OTHER_SEEDS}
+            names = {n: f"{ablation_name(design, change)}-s{n}" for n in OTHER_SEEDS}
+            found["ablations"] |= {name: f"{words} --seed {n}" for n, name in names.items()}
     teachers = " ".join(checkpoint(f"large-s{n}") for n in OURS["large"])
     for size, flags in DISTILLED.items():
         command = f"{DISTILL} --teachers {teachers} -- {OUR.removeprefix('train.py ')} --model {size}"
@@ -174,7 +175,7 @@ def studies():
         "errors-cpu.json": ("errors", "-m studies.errors --ensemble", all_of["base"]),
         "errors-large-cpu.json": ("errors", "-m studies.errors --ensemble", all_of["large"]),
         "errors-sizes-cpu.json": ("errors", "-m studies.errors", [names[0] for names in all_of.values()]),
-        "search-ablations.json": ("search", "-m studies.search ablations", []),
+        "search-ablations.json": ("recipes", "-m studies.search ablations", []),
         "ladder-cpu.json": ("speed", "-m studies.ladder", []),
         "benchmark-cpu.json": ("speed", "-m studies.benchmark", []),
     }

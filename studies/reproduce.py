@@ -34,8 +34,9 @@ from pathlib import Path
 from support import cli
 
 GROUPS = (  # of runs, then of studies, in studies.plan
-    *("results", "encodings", "precisions", "weights", "robustness", "published", "tries", "ablations", "distilled"),
-    *("errors", "search", "speed"),
+    *("results", "encodings", "precisions", "weights", "robustness"),
+    *("published", "tries", "ablations", "distilled"),
+    *("errors", "recipes", "speed"),
 )
 
 

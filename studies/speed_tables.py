@@ -63,7 +63,7 @@ def speed_headline(rows):
         f"That is {part(alike)} of the fastest public recipe where it has our memory layout, precision and flattening, "
         f"and {part(published)} that it takes as published. It learns the digit alone, to "
         f"{figure(accuracy['rival'])} %.",
-        f"Whole commands: {', '.join(commands)}.",
+        f"Whole commands, the fastest of several rounds: {', '.join(commands)}.",
     ]
     return "\n".join(textwrap.fill(line, 118, initial_indent="- ", subsequent_indent="  ") for line in lines)
 
@@ -112,7 +112,7 @@ def ladder_tables(record):
             accuracy = with_error(row["accuracy"])
             cells = [row["what"] + slower, accuracy, "" if row is reference else gain]
             lines.append([*cells, *(f"{time:.2f}" for time in times)])
-        made[f"ladder-{kind}"] = table(["change", heading, "gain", "s", "of ours", "of rival"], lines)
+        made[f"ladder-{kind}"] = table(["change", heading, "gain", "s", "of ours", "of public"], lines)
     return made | {"ladder-target": time_to_rival(rows)}
 
 
@@ -127,7 +127,7 @@ def time_to_rival(rows):
         if not row["what"].startswith(PUBLISHED_RIVAL):
             continue
         goal, seconds = statistics.mean(row["accuracy"]), statistics.median(row["seconds"])
-        name = f"the rival's {goal:.2f} % ({row['what']})"
+        name = f"the public recipe's {goal:.2f} % ({row['what']})"
         for (low, before), (high, after) in itertools.pairwise(points):
             if low <= goal <= high:
                 reached = before + (after - before) * (goal - low) / (high - low)

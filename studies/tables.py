@@ -256,7 +256,7 @@ def index(folder, names):
         record = json.loads(read_text(path))
         commits = {row["commit"] for row in record.get("rows", ()) if "commit" in row} or {record["commit"]}
         machine = record["device"].removeprefix("cpu: ")
-        group = studies().get(path.name, ("search" if path.name.startswith("search-") else "",))[0]
+        group = studies().get(path.name, ("recipes" if path.name.startswith("search-") else "",))[0]
         rows += [[f"`{path.name}`", "", group, commit, record.get("date", ""), machine] for commit in sorted(commits)]
     return table(["records", "runs", "table", "commit", "date", "machine"], rows)
 

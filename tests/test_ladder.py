@@ -114,9 +114,9 @@ def test_the_ladder_pairs_each_change_with_the_recipe_seed_by_seed():
         row("rival", "other", [1.0, 2.0, 3.0], [98.0, 98.0, 99.5]),
     ]
     made = ladder_tables(WHERE | {"rows": rows})
-    assert "| better     | 98.50 ± 0.58 | +0.50 ± 0.00 | 1.00 | 0.50    | 0.25     |" in made["ladder-ours"]
-    assert "98.00 ± 0.00 |              | 4.00 | 2.00    | 1.00     |" in made["ladder-rival"]
-    assert "98.50 ± 0.50 | +0.50 ± 0.50 | 2.00 | 1.00    | 0.50     |" in made["ladder-rival"]
+    assert "| better     | 98.50 ± 0.58 | +0.50 ± 0.00 | 1.00 | 0.50    | 0.25      |" in made["ladder-ours"]
+    assert "98.00 ± 0.00 |              | 4.00 | 2.00    | 1.00      |" in made["ladder-rival"]
+    assert "98.50 ± 0.50 | +0.50 ± 0.50 | 2.00 | 1.00    | 0.50      |" in made["ladder-rival"]
 
 
 def test_the_time_to_the_rivals_accuracy_lies_between_two_shares_of_the_images():
