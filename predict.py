@@ -28,7 +28,12 @@ def make_parser():
     add("--split", action="store_true", help="read several digits in an image, from left to right")
     add("--ckpt", metavar="FILE", help="checkpoint (default: best.pt, else the committed logs/tiny.pt)")
     add("--json", action="store_true", help="print JSON, with all probabilities and the network's input")
-    add("--save-input", metavar="FILE", help="write the image that the network saw, 28 x 28 pixels, as PNG")
+    add(
+        "--save-input",
+        type=cli.output_file,
+        metavar="FILE",
+        help="write the image that the network saw, 28 x 28 pixels, as PNG",
+    )
     return parser
 
 
@@ -119,10 +124,9 @@ def main(argv=None):
     ckpt = args.ckpt or ("best.pt" if Path("best.pt").exists() or not TINY.exists() else TINY)
     paths = [path for name in given for path in image_files(name)]
     if args.save_input:
-        if Path(args.save_input).suffix.lower() != ".png":
+        if args.save_input.suffix.lower() != ".png":
             raise cli.UserError(f"--save-input {args.save_input} is written as PNG; let its name end in .png")
-        if Path(args.save_input).resolve() in [Path(path).resolve() for path in (*paths, ckpt)]:
-            raise cli.UserError(f"--save-input {args.save_input} would overwrite what is read")
+        cli.refuse_overwriting([*paths, ckpt], **{"save-input": args.save_input})
     model, state = load_model(ckpt)
     found, problems = read_all(paths, args.split)
     if args.save_input and len(found) > 1:

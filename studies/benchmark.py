@@ -44,12 +44,7 @@ def make_parser():
     add("--device", choices=cli.DEVICES, default="auto", help="auto: CUDA, else MPS, else the CPU")
     add("--dataset", choices=DATASETS, default="auto", help="as train.py takes it")
     add("--data-dir", default="data", metavar="FOLDER", help="as train.py takes it")
-    add(
-        "--json",
-        type=cli.output_file,
-        metavar="FILE",
-        help="write the figures here too; --only keeps other sections",
-    )
+    add("--json", type=cli.output_file, metavar="FILE", help="write the figures here too; --only keeps other sections")
     return parser
 
 

@@ -114,7 +114,7 @@ def taught_by_digit(weight):
 # "batches", "schedule_function" and "average" replace what their names say; "nesterov": momentum of SGD; "agreement":
 # `taught_by_digit`.
 
-ADAMW, MUON = dict(optimizer="adamw"), dict(optimizer="muon")
+ADAMW, MUON, SGD = dict(optimizer="adamw"), dict(optimizer="muon"), dict(optimizer="sgd", weight_decay=5e-4)
 ABLATIONS = {
     "as it is": {},
     **{f"K = {k}": dict(addends_per_image=k) for k in (1, 2, 5)},
@@ -134,29 +134,20 @@ ABLATIONS = {
     "half the width": dict(network=dict(stages=((8,), (16,), (32,)), features=32, hidden=64)),
     "1.5 times the width": dict(network=dict(stages=((24,), (48,), (96,)), features=96, hidden=192)),
     "two convolutions in each stage": dict(network=dict(stages=((16, 16), (32, 32), (64, 64)))),
-    "hidden layer of 32": dict(network=dict(hidden=32)),
-    "hidden layer of 512": dict(network=dict(hidden=512)),
+    **{f"hidden layer of {width}": dict(network=dict(hidden=width)) for width in (32, 512)},
     "strides, no pooling": dict(network=dict(strides=True)),
     "no batch norm": dict(network=dict(norm=False)),
     "no batch norm, rate 0.002": dict(network=dict(norm=False), learning_rate=0.002),
-    "dropout 0.1": dict(network=dict(dropout=0.1)),
-    "dropout 0.3": dict(network=dict(dropout=0.3)),
-    "rate 0.003": dict(learning_rate=0.003),
-    "rate 0.02": dict(learning_rate=0.02),
-    **{f"SGD, rate {rate}": dict(optimizer="sgd", learning_rate=rate, weight_decay=5e-4) for rate in (0.05, 0.2)},
-    **{
-        f"SGD with Nesterov momentum, rate {rate}": dict(
-            optimizer="sgd", nesterov=True, learning_rate=rate, weight_decay=5e-4
-        )
-        for rate in (0.05, 0.2)
-    },
+    **{f"dropout {share}": dict(network=dict(dropout=share)) for share in (0.1, 0.3)},
+    **{f"rate {rate}": dict(learning_rate=rate) for rate in (0.003, 0.02)},
+    **{f"SGD, rate {rate}": SGD | dict(learning_rate=rate) for rate in (0.05, 0.2)},
+    **{f"SGD with Nesterov momentum, rate {r}": SGD | dict(nesterov=True, learning_rate=r) for r in (0.05, 0.2)},
     **{f"Muon, rate {rate}": MUON | dict(learning_rate=rate) for rate in (0.005, 0.01, 0.03)},
     "constant rate 0.003": dict(schedule="constant", learning_rate=0.003),
     "linear decay": dict(schedule_function=linear),
     "no warm-up": dict(schedule_function=no_warm_up),
     "batches of 32, rate 0.005": dict(batch_size=32, learning_rate=0.005),
-    "batches of 64": dict(batch_size=64),
-    "batches of 256": dict(batch_size=256),
+    **{f"batches of {size}": dict(batch_size=size) for size in (64, 256)},
     "batches of 512, rate 0.02": dict(batch_size=512, learning_rate=0.02),
     "float32": dict(precision="float32"),
     "sum weight 3": dict(sum_weight=3.0),
@@ -173,7 +164,7 @@ TRIES = {  # with AdamW unless a row names another optimiser; tiny at 0.02, its 
         "channels 16 / 32, 32 / 64, 64": dict(network=dict(stages=WIDE, features=60)),
         "channels 16, 16 / 32, 32 / 64, 64": dict(network=dict(stages=DEEP, features=56)),
         "channels 24 / 40 / 64, 64": dict(network=dict(stages=((24,), (40,), (64, 64)), features=60)),
-        "SGD, rate 0.2": dict(optimizer="sgd", learning_rate=0.2, weight_decay=5e-4),
+        "SGD, rate 0.2": SGD | dict(learning_rate=0.2),
         "rate 0.02": dict(learning_rate=0.02),
         "no warm-up": dict(schedule_function=no_warm_up),
         "linear decay": dict(schedule_function=linear),
@@ -195,7 +186,7 @@ TRIES = {  # with AdamW unless a row names another optimiser; tiny at 0.02, its 
     "tiny": {
         "AdamW": {},
         "14 epochs": dict(epochs=14),
-        "SGD, rate 0.2": dict(optimizer="sgd", learning_rate=0.2, weight_decay=5e-4),
+        "SGD, rate 0.2": SGD | dict(learning_rate=0.2),
         "no warm-up": dict(schedule_function=no_warm_up),
         "linear decay": dict(schedule_function=linear),
         "augmentation 0.25": dict(augment=0.25),

@@ -19,8 +19,6 @@ def make_parser():
     parser = cli.Parser(__doc__)
     add = parser.add_argument
     add("--teachers", nargs="+", required=True, metavar="FILE", help="checkpoints of trained networks")
-    add("--temperature", type=cli.real(0, above=True), default=1.0, help="divides the teachers' logits")
-    add("--label-share", type=cli.real(0, 1), default=0.0, help="weight of the labels in the targets")
     add("flags", nargs="*", metavar="-- FLAGS", help="flags of train.py")
     return parser
 
@@ -29,29 +27,27 @@ if __name__ == "__main__":
     cli.begin_script(make_parser)  # answers --help and a mistyped flag before PyTorch is imported, which takes seconds
 
 import torch
-import torch.nn.functional as F
 
 import train
 from data import DIGITS, SUMS, Batches
 from evaluate import load_model
 from model import TwoHeadNet
+from support import processes
 from support.device import choose_device, set_deterministic
 from support.runlog import RunFiles
 
 
-def taught_batches(teachers, temperature, label_share, bfloat16):
+def taught_batches(teachers, bfloat16):
     """The subclass of Batches that yields probabilities as targets: digit [B, 10], sum [B, K, 19], or [B, 19]."""
 
     class TaughtBatches(Batches):
         def epoch(self, epoch):
-            for step, (image, addend, digit, _) in enumerate(super().epoch(epoch)):
+            for step, (image, addend, *_) in enumerate(super().epoch(epoch)):
                 teacher = teachers[(epoch + step) % len(teachers)]
                 first = addend if addend.dim() == 1 else addend[:, 0]  # the digit's answer hardly depends on the addend
                 with torch.no_grad(), torch.autocast(image.device.type, torch.bfloat16, enabled=bfloat16):
-                    logits = teacher(image, first)[0].float()
-                labels, taught = F.one_hot(digit, DIGITS), (logits / temperature).softmax(-1)
-                target = label_share * labels + (1 - label_share) * taught
-                yield image, addend, target, shifted(target, addend)
+                    taught = teacher(image, first)[0].float().softmax(-1)
+                yield image, addend, taught, shifted(taught, addend)
 
     return TaughtBatches
 
@@ -74,12 +70,12 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(map(str, argv))
     args = make_parser().parse_args(argv)
     run = train_arguments(args.flags)
-    if run.resume or run.dry_run or run.find_lr or run.sum_encoding != "onehot":
-        raise cli.UserError("--resume, --dry-run, --find-lr and another --sum-encoding than onehot do not work here")
+    if run.resume or run.dry_run or run.find_lr or run.sum_encoding != "onehot" or processes.world_size() > 1:
+        raise cli.UserError("--resume, --dry-run, --find-lr, another --sum-encoding and torchrun do not work here")
     device = choose_device(run.device)
     set_deterministic(run.deterministic, device)
     teachers = [load_model(path)[0].to(device, memory_format=torch.channels_last) for path in args.teachers]
-    batches = taught_batches(teachers, args.temperature, args.label_share, run.precision == "bfloat16")
+    batches = taught_batches(teachers, run.precision == "bfloat16")
     files = RunFiles(run.out, run.run_name)
     with (
         cli.sigterm_as_interrupt(),

@@ -18,7 +18,6 @@ import io
 import logging
 import sys
 import warnings
-from pathlib import Path
 
 from support import cli
 
@@ -29,9 +28,9 @@ def make_parser():
     parser = cli.Parser(__doc__)
     add = parser.add_argument
     add("--ckpt", default="logs/tiny.pt", metavar="FILE", help="checkpoint of train.py")
-    add("--onnx", metavar="FILE", help=f"write the network as ONNX, opset {OPSET}")
+    add("--onnx", type=cli.output_file, metavar="FILE", help=f"write the network as ONNX, opset {OPSET}")
     add("--verify", action="store_true", help="compare the ONNX file with PyTorch on all test pairs (onnxruntime)")
-    add("--state-dict", metavar="FILE", help="write the weights for torch.load")
+    add("--state-dict", type=cli.output_file, metavar="FILE", help="write the weights for torch.load")
     add("--show-loader", action="store_true", help="print a program that loads the state_dict with PyTorch alone")
     add("--data-dir", default="data", metavar="FOLDER", help="where the data sets are, for --verify")
     return parser
@@ -223,7 +222,7 @@ def main(argv=None):
     if args.verify and not args.onnx:
         parser.error("--verify needs --onnx")
     for path in files:
-        if Path(path).exists() or files.count(path) > 1:
+        if path.exists() or [other.resolve() for other in files].count(path.resolve()) > 1:
             raise cli.UserError(f"{path} is taken; choose another name")
 
     if args.verify:

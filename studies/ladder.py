@@ -122,15 +122,9 @@ def harder(run, images, share):
 # "shifts": scored on five shifts; the others as in studies/changes.py.
 CHANGES = {
     RECIPE: {},
-    "K = 1": dict(addends_per_image=1),
-    "K = 2": dict(addends_per_image=2),
-    "K = 10": dict(addends_per_image=10),
-    "batches of 192": dict(batch_size=192),
-    "batches of 256": dict(batch_size=256),
-    "batches of 384": dict(batch_size=384),
-    "batches of 512": dict(batch_size=512),
-    "rate 0.02": dict(learning_rate=0.02),
-    "rate 0.045": dict(learning_rate=0.045),
+    **{f"K = {k}": dict(addends_per_image=k) for k in (1, 2, 10)},
+    **{f"batches of {size}": dict(batch_size=size) for size in (192, 256, 384, 512)},
+    **{f"rate {rate}": dict(learning_rate=rate) for rate in (0.02, 0.045)},
     "no label smoothing": dict(label_smoothing=0.0),
     "label smoothing 0.1": dict(label_smoothing=0.1),
     "label smoothing 0.2": dict(label_smoothing=0.2),
@@ -145,10 +139,10 @@ CHANGES = {
     "harder half of each batch of 640": dict(batch_size=640, start=functools.partial(harder, share=0.5)),
     "harder 3/4 of each batch of 427": dict(batch_size=427, start=functools.partial(harder, share=0.75)),
     "images of 20 pixels for half of the steps": dict(start=smaller_first),
-    "channels 24, 64": dict(network=dict(layers=((24, 0, True), (64, 0, False)))),
-    "channels 40, 80": dict(network=dict(layers=((40, 0, True), (80, 0, False)))),
-    "channels 48, 64": dict(network=dict(layers=((48, 0, True), (64, 0, False)))),
-    "channels 48, 96": dict(network=dict(layers=((48, 0, True), (96, 0, False)))),
+    **{
+        f"channels {first}, {second}": dict(network=dict(layers=((first, 0, True), (second, 0, False))))
+        for first, second in ((24, 64), (40, 80), (48, 64), (48, 96))
+    },
     "three layers": dict(network=dict(layers=((32, 0, True), (32, 1, False), (96, 0, False)))),
     "hidden layer of 64": dict(network=dict(hidden=64)),
     "images not cropped": dict(network=dict(crop=0)),
@@ -196,12 +190,8 @@ def ours(change, training, held, seed, device):
 
     scoring = seconds_of(predict, device)
     scores = score(*answers([run.scored] * len(outputs), outputs), held[1])
-    return dict(
-        seconds=seconds,
-        scoring=scoring,
-        accuracy=100 * scores["joint_accuracy"],
-        digit=100 * scores["digit_accuracy"],
-    )
+    accuracies = dict(accuracy=100 * scores["joint_accuracy"], digit=100 * scores["digit_accuracy"])
+    return dict(seconds=seconds, scoring=scoring) | accuracies
 
 
 def theirs(setting, training, held, seed, device):

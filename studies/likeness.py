@@ -5,6 +5,7 @@ average-pooling were read off its vector graphics. The runs of studies/replay.py
 """
 
 import csv
+import functools
 import io
 import statistics
 import textwrap
@@ -26,6 +27,7 @@ def read_figures(path):
     return found
 
 
+@functools.cache
 def published_figures(design):
     """{quantity: {epoch: value}} of the design's log, or logs as a list: [] where there is none."""
     figures = read_figures(PUBLISHED)

@@ -1,5 +1,6 @@
 """The runs and studies behind the tables: their names, their commands, and whether the log of a run is there."""
 
+import collections
 import csv
 import re
 import shlex
@@ -18,7 +19,7 @@ CORRUPTED = 0.25  # share of the training images, chosen on held-out images: stu
 PUBLISHED_SEEDS = {"two-branch-lenet": range(5)}  # one of the first three collapses, so its spread needs more
 OUR, REPLAY, DISTILL = "train.py --dataset mnist", "-m studies.replay", "-m studies.distill"
 DISTILLED = {"base": "--epochs 20", "tiny": "--epochs 20"}  # size: flags; taught by the networks of "large"
-CHECKPOINTS = "logs/records/.checkpoints"  # of the recorded runs, in the repository
+RECORDS, CHECKPOINTS = "logs/records", ".checkpoints"  # the checkpoints, in a folder of the records, are not committed
 STUDY_EPOCHS = 3  # of the studies of encodings and weights
 # Designs without a fault: there is nothing to mend.
 FAULTLESS = tuple(name for name, design in DESIGNS.items() if not design.faults)
@@ -68,11 +69,8 @@ TRIES = {
         "--stop 1 --optimizer adam --lr 0.0001",
         "--stop 1 --momentum 0",
     ),
-    "two-branch-lenet": (
-        "--stop 12",
-        "--stop 12 --lr 0.1",
-        "--stop 12 --lr 0.02",
-        "--stop 12 --optimizer adam --lr 0.001",
+    "two-branch-lenet": tuple(
+        f"--stop 12{change}" for change in ("", " --lr 0.1", " --lr 0.02", " --optimizer adam --lr 0.001")
     ),
 }
 # One change at a time, so that a table may name a cause: a suffix of the design's name, or flags of studies.replay.
@@ -114,21 +112,11 @@ def groups():
 
     A command is the words after "python": a script of ours, or a module of studies, with its flags.
     """
-    found = {
-        name: {}
-        for name in (
-            *("results", "encodings", "precisions", "weights", "robustness"),
-            *("published", "tries", "ablations", "distilled"),
-        )
-    }
+    found = collections.defaultdict(dict)
     for size, seeds in OURS.items():
         command = f"{OUR} --model {size} --precision {precision_of(size)}"
         found["results"] |= {f"{size}-s{n}": f"{command} --seed {n}" for n in seeds}
-    changes = {
-        "encodings": ENCODINGS.values(),
-        "weights": map(weight_flags, WEIGHTS),
-    }
-    for group, flags_of_runs in changes.items():
+    for group, flags_of_runs in (("encodings", ENCODINGS.values()), ("weights", map(weight_flags, WEIGHTS))):
         for flags in flags_of_runs:
             words = " ".join(f"{OUR} {flags} --precision float32 --epochs {STUDY_EPOCHS}".split())
             found[group] |= {f"{study_name(flags)}-s{n}": f"{words} --seed {n}" for n in OTHER_SEEDS}
@@ -187,12 +175,12 @@ def studies():
 
 def checkpoint(name):
     """The path of a recorded run's best checkpoint, which is not committed."""
-    return f"{CHECKPOINTS}/{name}.pt"
+    return f"{RECORDS}/{CHECKPOINTS}/{name}.pt"
 
 
 def needed(command):
     """The names of the recorded runs whose checkpoints this command reads."""
-    return set(re.findall(rf"{re.escape(CHECKPOINTS)}/(\S+)\.pt", command))
+    return set(re.findall(rf"{RECORDS}/{re.escape(CHECKPOINTS)}/(\S+)\.pt", command))
 
 
 def plan(only=None):

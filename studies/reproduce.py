@@ -34,7 +34,7 @@ from pathlib import Path
 from support import cli
 
 GROUPS = (  # of runs, then of studies, in studies.plan
-    *("results", "encodings", "precisions", "weights", "robustness"),
+    *("results", "encodings", "weights", "precisions", "robustness"),
     *("published", "tries", "ablations", "distilled"),
     *("errors", "recipes", "speed"),
 )
@@ -56,14 +56,13 @@ if __name__ == "__main__":
     cli.begin_script(make_parser)  # answers --help and a mistyped flag before PyTorch is imported, which takes seconds
 
 from studies import figures
-from studies.plan import REPLAY, SHARED, finished, needed, plan, studies
+from studies.plan import CHECKPOINTS, RECORDS, REPLAY, SHARED, finished, needed, plan, studies
 from studies.search import is_complete
 from studies.tables import PAGES, rewrite, tables
 from support.figures import require_matplotlib
 from support.files import lock, read_text, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORDS = Path("logs") / "records"
 LOOP = ("data.py", "model.py", "train.py", "evaluate.py", "support/optim.py", "support/recipes.py")
 REPLAY_LOOP = ("data.py", "evaluate.py", "studies/replay.py", "studies/published.py")
 
@@ -74,17 +73,20 @@ def run_all(runs, folder, jobs, extra, read=()):
 
     Raises UserError where a run fails.
     """
-    waiting = {name: command for name, command in runs.items() if not finished(folder, name, command)}
-    read = set(read).union(*map(needed, waiting.values()))
-    gone = {name for name in read & runs.keys() if not (folder / ".checkpoints" / f"{name}.pt").exists()}
-    waiting = {name: command for name, command in runs.items() if name in waiting or name in gone}
+    to_do, read = {name for name, command in runs.items() if not finished(folder, name, command)}, set(read)
+    while True:  # a run that is made again for its checkpoint may read others
+        read |= set().union(*(needed(runs[name]) for name in to_do))
+        gone = {name for name in read & runs.keys() if not (folder / CHECKPOINTS / f"{name}.pt").exists()}
+        if gone <= to_do:
+            break
+        to_do |= gone
+    waiting = {name: command for name, command in runs.items() if name in to_do}
     total, start, running = len(waiting), time.monotonic(), {}
     print(f"{len(runs) - total} of {len(runs)} runs are there, {total} to do", flush=True)
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
     try:
         while waiting or running:
-            to_do = waiting.keys() | running.keys()
-            ready = [name for name, command in waiting.items() if not needed(command) & to_do]
+            ready = [name for name in waiting if not needed(waiting[name]) & (waiting.keys() | running.keys())]
             for name in ready[: jobs - len(running)]:
                 running[name] = start_run(name, waiting.pop(name), folder, extra, environment)
             for name, process in list(running.items()):
@@ -123,7 +125,7 @@ def start_run(name, command, folder, extra, environment):
 
 def keep(name, process, folder, jobs):
     """Move the log of a run that ended well to `folder`, with a note where runs shared the machine, and the best
-    checkpoint to its folder .checkpoints, for the studies of trained networks; delete the rest."""
+    checkpoint to its folder CHECKPOINTS, for the studies of trained networks; delete the rest."""
     work = folder / ".work" / name
     if process.returncode:
         said = read_text(work / "output.txt").strip().splitlines() or [f"exit status {process.returncode}"]
@@ -137,8 +139,8 @@ def keep(name, process, folder, jobs):
         write_atomically(folder / f"{name}.{ending}", text)
     best = work / "logs" / f"{name}-best.pt"
     if best.exists():  # not of studies.replay
-        (folder / ".checkpoints").mkdir(exist_ok=True)
-        best.replace(folder / ".checkpoints" / f"{name}.pt")
+        (folder / CHECKPOINTS).mkdir(exist_ok=True)
+        best.replace(folder / CHECKPOINTS / f"{name}.pt")
     shutil.rmtree(work)
 
 

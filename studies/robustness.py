@@ -51,7 +51,7 @@ from data import generator_for, load_digits, split_indices
 from evaluate import answers, load_model, pair_outputs, score
 from studies.markdown import mean_sd, table
 from support import figures
-from support.checkpoint import CheckpointError
+from support.checkpoint import check, number, whole
 from support.corruptions import KINDS, STRENGTHS, corrupt
 from support.curves import group_of
 from support.device import choose_device, count
@@ -61,7 +61,6 @@ from support.runlog import environment
 QUICK_IMAGES = 100
 HEADS = ("digit", "sum", "joint")
 CLEAN, MEAN, MIDDLE = "clean", "mean of all kinds", 3
-SHARE = ", share "  # before the share of corrupted images in the training, in the name of a group
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -92,19 +91,22 @@ def score_all(models, images, digits, device):
 
 
 def grouped(record):
-    """{label: [{(kind, strength): row} of each run]}: the runs of a record, those of other seeds together.
+    """{(name, share): [{(kind, strength): row} of each run]}: the runs of a record, those of other seeds together.
 
-    The label is the name of the file without the seed, and the share of corrupted images in the training.
+    The name is that of the file without the seed; the share is that of corrupted images in the training.
     """
     groups = {}
     for network in record["networks"]:
         name, last = re.fullmatch(r"(.*?)(?:-best|(-last))?(?:\.pt)?", network["checkpoint"]).groups()
-        label = group_of(f"{name}.pt") + (", last epoch" if last else "")
-        if network["corrupted"]:
-            label += f"{SHARE}{network['corrupted']:g}"
+        name = group_of(f"{name}.pt") + (", last epoch" if last else "")
         rows = {(row["kind"], row["strength"]): row for row in network["rows"]}
-        groups.setdefault(label, []).append(rows)
+        groups.setdefault((name, network["corrupted"]), []).append(rows)
     return groups
+
+
+def label(name, share):
+    """A group of `grouped` in words."""
+    return f"{name}, share {share:g}" if share else name
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -120,13 +122,16 @@ def robustness_tables(record):
         case = (MEAN, strength) if strength else (CLEAN, 0)
         cells = [mean_sd([run[case]["joint"] for run in runs]) for runs in groups.values()]
         lines.append([f"strength {strength}" if strength else CLEAN, *cells])
-    names, shares = zip(*(label.partition(SHARE)[::2] for label in groups), strict=True)
+    names, shares = zip(*groups, strict=True)
     if any(shares):
-        lines.insert(0, ["share corrupted", *(share or "0" for share in shares)])
+        lines.insert(0, ["share corrupted", *(f"{share:g}" for share in shares)])
     headings = [f"{name} ({count(len(runs), 'run')})" for name, runs in zip(names, groups.values(), strict=True)]
     parts = [textwrap.fill(head.format(**record), 118), table([MEAN, *headings], lines)]
-    for label, runs in groups.items():
-        parts += [f"{label}, joint accuracy in % at the strengths 1 to 5, and both answers at {MIDDLE}:", detail(runs)]
+    for group, runs in groups.items():
+        parts += [
+            f"{label(*group)}, joint accuracy in % at the strengths 1 to 5, and both answers at {MIDDLE}:",
+            detail(runs),
+        ]
     return {"robustness": "\n\n".join(parts)}
 
 
@@ -152,8 +157,8 @@ def draw(record, theme):
     figure, axes = figures.new_figure(6.6, 3, 5, sharex=True, sharey=True)
     groups = grouped(record)
     for panel, kind in zip(axes, (*KINDS, MEAN), strict=False):
-        for number, runs in enumerate(groups.values()):
-            colour, marker = figures.look(theme, number % len(figures.MARKERS))
+        for n, runs in enumerate(groups.values()):
+            colour, marker = figures.look(theme, n % len(figures.MARKERS))
             cases = [(CLEAN, 0), *((kind, strength) for strength in STRENGTHS)]
             values = [[run[case]["joint"] for run in runs] for case in cases]
             x = [strength for _, strength in cases]
@@ -162,9 +167,9 @@ def draw(record, theme):
         panel.set_title(kind)
         panel.set(ylim=(0, 103), xticks=range(6))
         panel.grid(linewidth=0.5)
-    for number, (label, runs) in enumerate(groups.items()):
-        colour, marker = figures.look(theme, number % len(figures.MARKERS))
-        text = textwrap.fill(f"{label}, {len(runs)} run{'s' * (len(runs) > 1)}", 20)
+    for n, (group, runs) in enumerate(groups.items()):
+        colour, marker = figures.look(theme, n % len(figures.MARKERS))
+        text = textwrap.fill(f"{label(*group)}, {count(len(runs), 'run')}", 20)
         axes[-1].plot([], [], color=colour, marker=marker, label=text)
     axes[-1].set_axis_off()
     axes[-6].tick_params(labelbottom=True)  # the panel above the key
@@ -182,8 +187,7 @@ def load_networks(paths):
     loaded = [load_model(path) for path in paths]
     for path, (_, state) in zip(paths, loaded, strict=True):
         share, held = state["args"].get("augment_corruptions", 0.0), state["args"].get("val_size")
-        if not isinstance(share, float) or not isinstance(held, int) or held < 0:
-            raise CheckpointError(f"{path} holds a damaged argument --augment-corruptions or --val-size")
+        check(number(share) and share <= 1 and whole(held, 0), path, "args")
     return loaded
 
 

@@ -121,7 +121,7 @@ def search_tables(record):
     taken = {}
     for row in record["rows"]:
         taken.setdefault(row["what"], {})[row["seed"]] = row
-    first, lines = next(iter(taken.values())), []
+    (first, *_), lines = taken.values(), []
     for what, rows in taken.items():
         joint = [row["joint_accuracy"] for row in rows.values()]
         gains = [row["joint_accuracy"] - first[seed]["joint_accuracy"] for seed, row in rows.items() if seed in first]

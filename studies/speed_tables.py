@@ -33,7 +33,7 @@ def speed_tables(record):
     for row in record["rows"]:
         commits.setdefault(row["commit"], {})[row["section"]] = None
     made_by = "; ".join(f"commit {commit}: {', '.join(sections)}" for commit, sections in commits.items())
-    head = "{device}; {versions}; medians of {} to {} rounds. Sections by {}."
+    head = "{device}; {versions}; {} to {} rounds. Sections by {}."
     made = {"speed-machine": textwrap.fill(head.format(rounds[0], rounds[-1], made_by, **record), 118)}
     for name, sections in SPEED.items():
         rows = [row for row in record["rows"] if row["section"] in sections]

@@ -21,17 +21,7 @@ import torch
 
 import train
 from data import load_digits, split_indices
-from studies.measure import (
-    EndTraining,
-    Run,
-    in_turns,
-    keep_memory,
-    make_row,
-    map_images,
-    now,
-    seconds_of,
-    write_images,
-)
+from studies.measure import EndTraining, Run, in_turns, keep_memory, make_row, map_images, now, seconds_of, write_images
 from support import cli
 from support.checkpoint import load_checkpoint
 from support.device import choose_device, set_deterministic
@@ -222,14 +212,15 @@ def status(field):
 
 
 def peak_memory():
-    """Peak resident memory of this process so far, in MiB.
+    """Peak resident memory of this process so far, in MiB; 0.0 on Windows.
 
     On Linux from VmHWM: ru_maxrss there starts at the peak of the process that started this one.
     """
     if peak := status("VmHWM"):
         return peak
     # in bytes on macOS, in KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if resource else 0
+    return used / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def child(name, count, times, steps, dataset, data_dir, device, path, changes):

@@ -1,35 +1,17 @@
 """The tables of the pages, as Markdown, from the logs of the runs and the figures of the benchmark."""
 
 import collections
+import functools
 import json
 import re
 import statistics
 import textwrap
 
 import train
+from studies import plan
 from studies.errors import errors_tables
 from studies.likeness import compare, distance, likeness_rows, published_figures, read_replay, summary
 from studies.markdown import mean_sd, table, with_error
-from studies.plan import (
-    ABLATIONS,
-    DISTILLED,
-    ENCODINGS,
-    FAULTLESS,
-    OURS,
-    PRECISIONS,
-    SHARED,
-    STUDY_EPOCHS,
-    TRIES,
-    WEIGHTS,
-    ablation_name,
-    finished,
-    groups,
-    read_accuracies,
-    studies,
-    study_name,
-    try_name,
-    weight_flags,
-)
 from studies.published import DESIGNS
 from studies.robustness import robustness_tables
 from studies.search import NAMES as SEARCHES
@@ -41,6 +23,7 @@ from support.files import read_text
 
 HEADS = ("digit", "sum", "joint")
 ERRORS = tuple(f"errors-{name}" for name in ("machine", "calibration", "scores", "common", "agreement"))
+WEIGHTS = {pair.replace(" ", " : "): plan.weight_flags(pair) for pair in plan.WEIGHTS}
 PAGES = {  # page: the tables in it
     "README.md": ("results", "base-s0"),
     "studies/README.md": ("summary", "published", "encodings", "weights"),
@@ -51,11 +34,7 @@ PAGES = {  # page: the tables in it
         "ablations",
         *(f"likeness-{name}" for name in DESIGNS if published_figures(name)),
     ),
-    "studies/speed.md": (
-        *SPEED_TABLES,
-        *LADDER_TABLES,
-        "precisions",
-    ),
+    "studies/speed.md": (*SPEED_TABLES, *LADDER_TABLES, "precisions"),
     "studies/recipes.md": tuple(f"search-{name}" for name in SEARCHES),
     "studies/robustness.md": ("robustness",),
     "studies/errors.md": (
@@ -69,12 +48,12 @@ PAGES = {  # page: the tables in it
 
 def spread(folder, names, column, digits=2):
     """Mean ± standard deviation of a column over runs, as text."""
-    return mean_sd([read_accuracies(folder / f"{name}.csv")[column] for name in names], digits)
+    return mean_sd([plan.read_accuracies(folder / f"{name}.csv")[column] for name in names], digits)
 
 
 def tables(folder, runs):
     """{name: Markdown} of every part of the pages that comes from the logs; runs not finished do not count."""
-    there = [name for name, flags in runs.items() if finished(folder, name, flags)]
+    there = [name for name, flags in runs.items() if plan.finished(folder, name, flags)]
 
     def seeds(prefix):
         return [name for name in there if re.fullmatch(rf"{re.escape(prefix)}-s\d+", name)]
@@ -84,18 +63,19 @@ def tables(folder, runs):
         return [*cells, str(len(seeds(prefix))), *(spread(folder, seeds(prefix), f"{head}_accuracy") for head in HEADS)]
 
     results, published = [], []
-    for prefix in filter(seeds, (*OURS, *(f"{size}-distilled" for size in DISTILLED))):
+    for prefix in filter(seeds, (*plan.OURS, *(f"{size}-distilled" for size in plan.DISTILLED))):
         size, _, distilled = prefix.partition("-")
         parameters = ", ".join(sorted(facts(folder, seeds(prefix), r"^model .*?([\d,]+) parameters"))) or "–"
         epochs = ", ".join(sorted(facts(folder, seeds(prefix), r"^arguments (?:.*\n)*?.* epochs=(\d+)"))) or "–"
-        shared = " (shared)" if facts(folder, seeds(prefix), SHARED.format(r"\d+")) else ""
+        shared = " (shared)" if facts(folder, seeds(prefix), plan.SHARED.format(r"\d+")) else ""
         seconds = spread(folder, seeds(prefix), "train_seconds", 1) + shared
         results.append([*row(prefix, f"`{size}`{distilled and ', '}{distilled}", parameters, epochs), seconds])
-    results += ensemble_of_large(folder / "errors-large-cpu.json")
-    for prefix, epochs in (("base", train.make_parser().get_default("epochs")), ("study-default", STUDY_EPOCHS)):
+    if (large := folder / "errors-large-cpu.json").exists():
+        results += recorded(large, ensemble_of_large, ["results"])["results"]
+    for prefix, epochs in (("base", train.make_parser().get_default("epochs")), ("study-default", plan.STUDY_EPOCHS)):
         published.append([*row(prefix, "`base`, ours", str(epochs)), ""])
     for name, design in DESIGNS.items():
-        mended = "" if name in FAULTLESS else row(f"{name}-mended")[-1]
+        mended = "" if name in plan.FAULTLESS else row(f"{name}-mended")[-1]
         published.append([*row(f"{name}-published", f"`{name}`", str(design.recipe["epochs"])), mended])
     log = folder / "base-s0.txt"
     scores = ["seeds", "digit %", "sum %", "joint %"]
@@ -112,20 +92,18 @@ def tables(folder, runs):
         **recorded(folder / "robustness-cpu.json", robustness_tables, ("robustness",)),
         **errors(folder),
         **searches(folder),
-        "encodings": study_table("encoding", {label: row(study_name(flags)) for label, flags in ENCODINGS.items()}),
+        "encodings": study_table("encoding", row, plan.ENCODINGS),
         "precisions": precisions(folder, seeds, row),
-        "weights": study_table(
-            "digit : sum", {" : ".join(pair.split()): row(study_name(weight_flags(pair))) for pair in WEIGHTS}
-        ),
+        "weights": study_table("digit : sum", row, WEIGHTS),
         "index": index(folder, there),
     }
 
 
-def ensemble_of_large(path):
-    """The row of the results for the ensemble in this record of studies/errors.py, if it is there."""
-    networks = json.loads(read_text(path))["networks"] if path.exists() else []
-    scores = [[f"{100 * row['scores'][name]:.2f}" for name in ACCURACIES] for row in networks if row["ensemble"]]
-    return [[f"`large`, ensemble of {len(networks) - 1}", "", "", "", *cells, ""] for cells in scores]
+def ensemble_of_large(record):
+    """{"results": [the row for the ensemble]} in this record of studies/errors.py."""
+    *networks, ensemble = record["networks"]
+    scores = [f"{100 * ensemble['scores'][name]:.2f}" for name in ACCURACIES]
+    return {"results": [[f"`large`, ensemble of {len(networks)}", "", "", "", *scores, ""]]}
 
 
 def likeness(folder, seeds):
@@ -155,10 +133,10 @@ def settings():
 def tries(folder, there):
     """The table of the tries of each design, the longest first, then the nearest to its log."""
     rows = []
-    for design, flags_of_tries in TRIES.items():
+    for design, flags_of_tries in plan.TRIES.items():
         found = []
         for flags in flags_of_tries:
-            name = f"{try_name(design, flags)}-s0"
+            name = f"{plan.try_name(design, flags)}-s0"
             if name in there:
                 stop, changes = re.match(r"--stop (\d+) ?(.*)", flags).groups()
                 found.append((-int(stop), distance(design, read_replay(folder / f"{name}.csv")), changes))
@@ -171,37 +149,38 @@ def tries(folder, there):
 def ablations(row):
     """The table of single changes to a design, with links to the logs; `row` makes the cells of its accuracies."""
     rows, links = [], []
-    for design, changes in ABLATIONS.items():
+    for design, changes in plan.ABLATIONS.items():
         named = {f"`{design}`, as its recipe": f"{design}-published"}
         for change in changes:
             words = change.replace("--", "").replace("+mended", "mended,").replace("+", "of its faults only ")
-            named[words] = ablation_name(design, change)
+            named[words] = plan.ablation_name(design, change)
         for words, name in named.items():
             links.append(f"[log {len(links) + 1}]: ../logs/records/{name}-s0.txt")
             rows.append(row(name, f"{words} ([log {len(links)}])"))
     return table(["change", "seeds", "digit %", "sum %", "joint %"], rows) + "\n\n" + "\n".join(links)
 
 
-def study_table(heading, rows):
-    """The table of one study from its rows {label: cells}."""
-    return table([heading, "seeds", "digit %", "sum %", "joint %"], [[label, *cells] for label, cells in rows.items()])
+def study_table(heading, row, changes, name_of=plan.study_name):
+    """The table of one study: a row for each of its `changes`, {label: flags}; `row` as in `tables`."""
+    rows = [row(name_of(flags), label) for label, flags in changes.items()]
+    return table([heading, "seeds", "digit %", "sum %", "joint %"], rows)
 
 
 def precisions(folder, seeds, row):
     """The table of the precisions, and the differences of the runs with the same seed; `row` as in `tables`."""
-    made = study_table("precision", {label: row(name) for label, name in PRECISIONS.items()})
-    pairs = [[f"{name}-s{seed}" for name in PRECISIONS.values()] for seed in OURS["base"]]
+    made = study_table("precision", row, plan.PRECISIONS, str)
+    pairs = [[f"{name}-s{seed}" for name in plan.PRECISIONS.values()] for seed in plan.OURS["base"]]
     pairs = [pair for pair in pairs if all(name in seeds(without_seed(name)) for name in pair)]
     if len(pairs) < 2:
         return made
-    found = [[read_accuracies(folder / f"{name}.csv") for name in pair] for pair in pairs]
+    found = [[plan.read_accuracies(folder / f"{name}.csv") for name in pair] for pair in pairs]
     gains = [bfloat16["joint_accuracy"] - float32["joint_accuracy"] for float32, bfloat16 in found]
     sentence = (
         f"With bfloat16 in place of float32 and the same seed, joint accuracy changes by {with_error(gains, '+', 3)} "
         f"points (mean ± standard error of {len(gains)} seeds)"
     )
     names = [name for pair in pairs for name in pair]
-    if len(facts(folder, names, "^device .*")) == 1 and not facts(folder, names, SHARED.format(r"\d+")):
+    if len(facts(folder, names, "^device .*")) == 1 and not facts(folder, names, plan.SHARED.format(r"\d+")):
         ratios = [bfloat16["train_seconds"] / float32["train_seconds"] for float32, bfloat16 in found]
         sentence += f", the seconds by a factor of {statistics.median(ratios):.2f} (median)"
     return f"{made}\n\n{textwrap.fill(f'{sentence}.', 118)}"
@@ -242,7 +221,7 @@ def index(folder, names):
     """The table of all records: those that differ in the seed alone share a line, and so do a design's tries, where
     commit, date and machine are the same too."""
     tables_of, runs, rows = {}, collections.Counter(), []
-    for group, members in groups().items():
+    for group, members in plan.groups().items():
         for name in members:
             tables_of.setdefault(without_seed(name), {})[group] = None
     for name in names:
@@ -253,12 +232,16 @@ def index(folder, names):
         used = next(iter(tables_of[prefix])) if len(tables_of[prefix]) == 1 else "several"
         rows.append([f"`{prefix}`", str(number), used, *made])
     for path in sorted(folder.glob("*.json")):
-        record = json.loads(read_text(path))
-        commits = {row["commit"] for row in record.get("rows", ()) if "commit" in row} or {record["commit"]}
-        machine = record["device"].removeprefix("cpu: ")
-        group = studies().get(path.name, ("recipes" if path.name.startswith("search-") else "",))[0]
-        rows += [[f"`{path.name}`", "", group, commit, record.get("date", ""), machine] for commit in sorted(commits)]
+        rows += recorded(path, functools.partial(index_rows, path.name), ["index"])["index"]
     return table(["records", "runs", "table", "commit", "date", "machine"], rows)
+
+
+def index_rows(file, record):
+    """{"index": the rows of the index for the record of a study}: one for each commit."""
+    commits = {row["commit"] for row in record.get("rows", ()) if "commit" in row} or {record["commit"]}
+    group = plan.studies().get(file, ("recipes" if file.startswith("search-") else "",))[0]
+    where = record.get("date", ""), record["device"].removeprefix("cpu: ")
+    return {"index": [[f"`{file}`", "", group, commit, *where] for commit in sorted(commits)]}
 
 
 def without_seed(name):

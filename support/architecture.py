@@ -45,6 +45,7 @@ def arrange(boxes, depths, links, name, parameters, theme):
     panel.set(xlim=(-0.5, total + 0.5), ylim=(height + 0.2, -0.2))
     panel.set_axis_off()
     page, text, _ = figures.GROUNDS[theme]
+    shape = dict(boxstyle="round,pad=0,rounding_size=0.5", facecolor=page, linewidth=1.5)
     font, colours, places, x = dict(size=size, va="center", family="DejaVu Sans Mono"), figures.COLOURS[theme], {}, 0
     for column, width, tall in zip(columns, widths, heights, strict=True):
         y = (height - tall) / 2
@@ -52,7 +53,8 @@ def arrange(boxes, depths, links, name, parameters, theme):
             lines = boxes[part]
             deep = len(lines) + 1.8
             edge = {"image": colours[1], "addend": colours[1], "digit": colours[2], "sum": colours[2]}.get(part, text)
-            panel.add_patch(figures.rounded_box((x, y), width, deep, edge, page))
+            box = figures.matplotlib.patches.FancyBboxPatch((x, y), width, deep, edgecolor=edge, **shape)
+            panel.add_patch(box)
             panel.text(x + 1, y + 0.75, part.replace("_", " "), weight="bold", **font)
             for number, words in enumerate(lines):
                 panel.text(x + 1, y + 1.8 + number, words, **font)

@@ -127,9 +127,7 @@ def check_progress(state, path, epochs, validated):
 
     `validated` is whether it holds images out. Raises CheckpointError.
     """
-    missing = [
-        name for name in ("best", "continued", "header", "history", "optimizer", "raw_weights") if name not in state
-    ]
+    missing = [name for name in PROGRESS if name not in state]
     if missing:
         raise CheckpointError(f"{path} holds weights only ({', '.join(missing)} missing); resume from a last.pt")
     done, history, best = state["epoch"], state["history"], state["best"]

@@ -62,9 +62,9 @@ def run_script(main, argv=None):
         if not any(sign in str(error) for sign in MEMORY_SIGNS):
             raise
         message = NO_MEMORY
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
-        return 130
+        return 143 if isinstance(interrupt, Terminated) else 130
     print(f"{prog}: error: {one_line(message)}", file=sys.stderr)
     return 2
 

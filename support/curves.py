@@ -19,27 +19,20 @@ Sweep = namedtuple("Sweep", sweep.COLUMNS)  # lists of floats, a value for each 
 Curve = namedtuple("Curve", "x mean low high")  # lists; the band is the mean ± the standard deviation
 
 
-def read_table(path):
-    """(headings, rows): the CSV at `path`, as text. Raises UserError where it is none of this project."""
-    try:
-        rows = list(csv.reader(read_text(path).splitlines()))
-    except csv.Error as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    headings = tuple(rows[0]) if rows else ()
-    if any(len(row) != len(headings) for row in rows):
-        raise UserError(f"{path} is cut short or damaged: its lines differ in length")
-    return headings, rows[1:]
-
-
 def read(path):
     """What the CSV file at `path` holds: a `Run`, or of train.py --find-lr a `Sweep`. Raises UserError."""
-    headings, rows = read_table(path)
-    return (sweep_of if headings == sweep.COLUMNS else run_of)(path, headings, rows)
+    try:
+        headings, *rows = [*csv.reader(read_text(path).splitlines())] or [[]]
+    except csv.Error as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if any(len(row) != len(headings) for row in rows):
+        raise UserError(f"{path} is cut short or damaged: its lines differ in length")
+    return (sweep_of if headings == list(sweep.COLUMNS) else run_of)(path, headings, rows)
 
 
 def run_of(path, headings, rows):
     """The `Run` of a table, with the log beside its file where there is one. Raises UserError."""
-    known = tuple(name for name in runlog.COLUMNS if name in headings)
+    known = [name for name in runlog.COLUMNS if name in headings]
     missing = set(runlog.COLUMNS) - {*headings, *TRAIN_ACCURACIES, *VAL_LOSSES}  # older runs lack these columns
     if headings != known or missing:
         raise UserError(f"{path} is not a CSV file of train.py: its first line is {one_line(','.join(headings))[:80]}")

@@ -14,7 +14,6 @@ from support.files import write_atomically
 try:
     import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.patches import FancyBboxPatch
     from matplotlib.ticker import MaxNLocator
 except ImportError:
     matplotlib = None
@@ -147,9 +146,3 @@ def heat_map(axes, values, theme, label, high, text=None):
             red, green, blue, _ = picture.cmap(picture.norm(values[row][column]))
             bright = 0.3 * red + 0.59 * green + 0.11 * blue > 0.5
             axes.text(column, row, word, ha="center", va="center", fontsize=8, color="black" if bright else "white")
-
-
-def rounded_box(corner, width, height, edge, face):
-    """A box with rounded corners, in units of the axes."""
-    shape = "round,pad=0,rounding_size=0.5"
-    return FancyBboxPatch(corner, width, height, boxstyle=shape, edgecolor=edge, facecolor=face, linewidth=1.5)

@@ -95,20 +95,14 @@ def connections(model, image, addend):
     """
     children = [name for name, _ in model.named_children()]
     runs = [trace(model, image, torch.full_like(addend, number), children) for number in (0, 1)]
-    (sources, _, outputs), (_, _, others) = runs
-    inputs, other_inputs = runs[0][1], runs[1][1]
+    (sources, inputs, outputs), (_, other_inputs, others) = runs
     found = []
     for target, names in sources.items():
         changed = [name for name in names if name in outputs and not torch.equal(outputs[name], others[name])]
-        if not changed and not same(inputs[target], other_inputs[target]):
+        if not changed and not all(map(torch.equal, inputs[target], other_inputs[target])):
             names = [*names, "addend"]
         found += [(name, target) for name in names]
     return found
-
-
-def same(tensors, others):
-    """Whether the tensors are equal, pair by pair."""
-    return all(torch.equal(tensor, other) for tensor, other in zip(tensors, others, strict=True))
 
 
 def trace(model, image, addend, children):

@@ -53,68 +53,12 @@ def shadow(side, random):
     return 1 - 0.3 / (1 + np.exp(-(np.cos(angle) * x + np.sin(angle) * y - place) * 25))
 
 
-def plain(digit, random):
-    return on_paper(cover(digit, random))
-
-
-def thick(digit, random):
-    return on_paper(cover(digit, random, pen=random.uniform(0.095, 0.12)))
-
-
-def thin(digit, random):
-    return on_paper(cover(digit, random, pen=random.uniform(0.016, 0.022)))
-
-
-def small(digit, random):
-    return on_paper(cover(digit, random, side=500, height=0.12, centre=random.uniform(0.15, 0.85, 2)))
-
-
-def off_centre(digit, random):
-    return on_paper(cover(digit, random, height=0.45, centre=random.choice([0.28, 0.72], 2)))
-
-
-def slanted(digit, random):
-    return on_paper(cover(digit, random, height=0.5, slant=random.choice([-0.15, 0.45])))
-
-
-def turned(digit, random):
-    return on_paper(cover(digit, random, angle=random.choice([-0.2, 0.2])))
-
-
-def wide(digit, random):
-    return plain(digit, random).repeat(3, axis=1)[:, ::2]
-
-
-def inverted(digit, random):
-    return on_paper(cover(digit, random), paper=15.0, ink=245.0)
-
-
-def shaded(digit, random):
-    return on_paper(cover(digit, random)) * light(240, random)
-
-
-def shadowed(digit, random):
-    return on_paper(cover(digit, random, pen=0.05)) * shadow(240, random)
-
-
-def noisy(digit, random):
-    return on_paper(cover(digit, random), paper=200.0, ink=60.0) + random.normal(0, 22, (240, 240))
-
-
 def specks(digit, random):
     picture = on_paper(cover(digit, random))
     picture[random.random(picture.shape) < 0.01] = INK
     for x, y in random.integers(5, 230, (6, 2)):
         picture[y : y + 4, x : x + 4] = INK
     return picture
-
-
-def blurred(digit, random):
-    return blur(blur(on_paper(cover(digit, random)), 6), 6)
-
-
-def low_contrast(digit, random):
-    return on_paper(cover(digit, random), paper=180.0, ink=155.0) + random.normal(0, 2, (240, 240))
 
 
 def coloured(digit, random):
@@ -147,12 +91,27 @@ def photo(digit, random):
     return picture + random.normal(0, 8, picture.shape)
 
 
-KINDS = {
-    kind.__name__: kind
-    for kind in (
-        *(plain, thick, thin, small, off_centre, slanted, turned, wide, inverted, shaded, shadowed, noisy, specks),
-        *(blurred, low_contrast, coloured, transparent, cropped, icon, photo),
-    )
+KINDS = {  # kind: function(digit, generator) -> picture
+    "plain": lambda digit, random: on_paper(cover(digit, random)),
+    "thick": lambda digit, random: on_paper(cover(digit, random, pen=random.uniform(0.095, 0.12))),
+    "thin": lambda digit, random: on_paper(cover(digit, random, pen=random.uniform(0.016, 0.022))),
+    "small": lambda d, random: on_paper(cover(d, random, side=500, height=0.12, centre=random.uniform(0.15, 0.85, 2))),
+    "off_centre": lambda d, random: on_paper(cover(d, random, height=0.45, centre=random.choice([0.28, 0.72], 2))),
+    "slanted": lambda digit, random: on_paper(cover(digit, random, height=0.5, slant=random.choice([-0.15, 0.45]))),
+    "turned": lambda digit, random: on_paper(cover(digit, random, angle=random.choice([-0.2, 0.2]))),
+    "wide": lambda digit, random: on_paper(cover(digit, random)).repeat(3, axis=1)[:, ::2],
+    "inverted": lambda digit, random: on_paper(cover(digit, random), paper=15.0, ink=245.0),
+    "shaded": lambda digit, random: on_paper(cover(digit, random)) * light(240, random),
+    "shadowed": lambda digit, random: on_paper(cover(digit, random, pen=0.05)) * shadow(240, random),
+    "noisy": lambda d, random: on_paper(cover(d, random), paper=200.0, ink=60.0) + random.normal(0, 22, (240, 240)),
+    "specks": specks,
+    "blurred": lambda digit, random: blur(blur(on_paper(cover(digit, random)), 6), 6),
+    "low_contrast": lambda d, random: on_paper(cover(d, random), 180.0, 155.0) + random.normal(0, 2, (240, 240)),
+    "coloured": coloured,
+    "transparent": transparent,
+    "cropped": cropped,
+    "icon": icon,
+    "photo": photo,
 }
 
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import evaluate
+import plot
+import predict
 import train
 from conftest import contents
-from studies import benchmark, reproduce
+from studies import benchmark, ladder, reproduce, robustness
 
 FOREVER = "9" * 5000  # more digits than Python turns into a number
 
@@ -25,7 +27,7 @@ BAD_VALUES = {
     "--augment": "-0.1 5.01 nan strong",
     "--augment-corruptions": "-0.1 1.1 nan half",
     # tiny has no argmax
-    "--model": "huge BASE tiny+typo tiny+argmax tiny+mended+no-nine narrow-trunk+early-softmax",
+    "--model": "huge BASE tiny+typo tiny+argmax tiny+mended+no-nine narrow-trunk+early-softmax two-softmax +mended",
     "--learning-rate": "0 -0.01 nan inf -inf 1e-400 fast",
     "--weight-decay": "-1 nan inf",
     "--averaging-eta": "1e7 -0.5 nan none",
@@ -47,14 +49,8 @@ BAD_VALUES = {
 CONTRADICTIONS = [
     *("--model base", "--seed 1", "--epochs 3", "--batch-size 63", "--learning-rate 0.0123", "--weight-decay 0.123"),
     *("--averaging-eta 0.123", "--addends-per-image 9", "--augment 0.123", "--val-size 0", "--dataset mnist"),
-    *(
-        "--augment-corruptions 0.123",
-        "--run-name other",
-        "--label-smoothing 0.123",
-        "--digit-weight 0.123",
-        "--sum-weight 0.123",
-        "--deterministic",
-    ),
+    *("--augment-corruptions 0.123", "--run-name other", "--label-smoothing 0.123", "--digit-weight 0.123"),
+    *("--sum-weight 0.123", "--deterministic"),
 ]
 BAD_FOR_TRAIN = [
     *([flag, value] for flag, values in BAD_VALUES.items() for value in values.split()),
@@ -74,7 +70,11 @@ BAD_FOR_EVALUATE = [
     *("--data-dir text.txt", "--json", "--json .", "--json logs", "--json text.txt/below.json"),
     *("--json nowhere/scores.json", "--json best.pt", "--json ./logs/../best.pt"),  # these two would overwrite it
 ]
-BAD_FOR_REPRODUCE = ["--jobs 0", "--jobs two", "--jobs", "--check --quick", "--device tpu", "--data-dir", "--q", "all"]
+BAD_FOR_STUDIES = {
+    reproduce: "--jobs 0,--jobs two,--jobs,--check --quick,--device tpu,--data-dir,--q,all",
+    benchmark: "--only everything,--repeats 0,--rep 3,--device tpu,--json no/such.json",
+    ladder: "--json none/l.json",
+}
 
 
 @pytest.fixture
@@ -111,10 +111,12 @@ def test_a_bad_command_line_of_evaluate_changes_nothing(refused, small_dir, line
     refused(evaluate, "--data-dir", small_dir, *line.split(" "))
 
 
-@pytest.mark.parametrize("line", BAD_FOR_REPRODUCE)
-def test_a_bad_command_line_of_reproduce_changes_nothing(refused, monkeypatch, line):
+@pytest.mark.parametrize(
+    ("study", "line"), [(study, line) for study, lines in BAD_FOR_STUDIES.items() for line in lines.split(",")]
+)
+def test_a_bad_command_line_of_a_study_changes_nothing(refused, monkeypatch, study, line):
     monkeypatch.setattr(reproduce, "run_all", lambda *arguments: pytest.fail("ran"))
-    refused(reproduce, *line.split())
+    refused(study, *line.split())
 
 
 def test_a_refused_run_leaves_an_empty_folder_empty(run, small_flags, tmp_path):
@@ -150,7 +152,7 @@ def test_other_epochs_on_resume_are_explained(refused, small_dir):
     assert "has 2; the learning-rate schedule spans all epochs" in err and "start a new one without --resume" in err
 
 
-@pytest.mark.parametrize("script", [train, evaluate, reproduce, benchmark])
+@pytest.mark.parametrize("script", [train, evaluate, predict, plot, reproduce, benchmark, robustness])
 def test_help_fits_80_columns(run, monkeypatch, script):
     monkeypatch.setenv("COLUMNS", "80")
     status, out, _ = run(script, "--help")

@@ -94,14 +94,6 @@ def test_another_file_than_a_record_is_refused_in_one_line_and_kept(run, flags, 
         assert (tmp_path / "b.json").read_text() == odd
 
 
-@pytest.mark.parametrize(
-    "wrong", ["--only everything", "--repeats 0", "--rep 3", "--device tpu", "--json no/such.json"]
-)
-def test_a_wrong_flag_is_one_line_and_status_2(run, flags, wrong):
-    status, out, err = run(benchmark, *flags, *wrong.split())
-    assert status == 2 and not out and len(err.splitlines()) == 1 and "benchmark.py: error: " in err
-
-
 def test_it_measures_the_training_of_train_py(trained, training):
     run = measure.Run("tiny", training, CPU, epochs=2, batch_size=64)
     run.seconds()

@@ -1,6 +1,5 @@
 """The start of a script: flags are checked before PyTorch is imported, garbage is not collected during the imports."""
 
-import ast
 import gc
 import re
 import subprocess
@@ -27,12 +26,6 @@ def start(path, *argv):
     return done.returncode, done.stdout, errors, set(imported)
 
 
-def test_every_script_is_found():
-    studies = ["benchmark", "distill", "errors", "export", "figures", "ladder", "page", "replay", "reproduce"]
-    studies += ["robustness", "search"]
-    assert {path.stem for path in SCRIPTS} == {"evaluate", "model", "plot", "predict", "train", *studies}
-
-
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_help_and_a_mistyped_flag_are_answered_without_a_slow_import(path):
     status, out, errors, imported = start(path, "--help")
@@ -43,18 +36,6 @@ def test_help_and_a_mistyped_flag_are_answered_without_a_slow_import(path):
     status, out, errors, imported = start(path, *words)
     assert status == 2 and not out and len(errors) == 1 and not imported & SLOW
     assert errors[0].startswith(f"{path.name}: error: ") and "did you mean --help?" in errors[0]
-
-
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
-def test_the_imports_before_the_flags_are_light(path):
-    """As the test above, for a system where what is imported is not installed."""
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.If):
-            break
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module] if isinstance(node, ast.ImportFrom) else []
-        assert not {name.split(".")[0] for name in names} & SLOW
-    assert "begin_script" in ast.unparse(node)
 
 
 def test_the_names_that_flags_choose_among_are_those_there_are():

@@ -20,18 +20,13 @@ def test_an_example_is_image_and_addend_to_digit_and_sum(small):
 
 
 @pytest.mark.parametrize("addends_per_image", [1, 4, 10])
-def test_all_ten_addends_are_drawn_equally_often(addends_per_image):
+def test_all_ten_addends_are_drawn_equally_often_and_once_an_image(addends_per_image):
     addends = data.draw_addends(60_000, addends_per_image, seed=0, epoch=0)
     counts = torch.bincount(addends.flatten(), minlength=10)
     expected = addends.numel() / 10
     # five standard deviations of a binomial count
     assert len(counts) == 10 and (counts - expected).abs().max() < 5 * (expected * 0.9) ** 0.5
-
-
-@pytest.mark.parametrize("addends_per_image", [2, 10])
-def test_the_addends_of_an_image_differ(addends_per_image):
-    addends = data.draw_addends(1000, addends_per_image, seed=0, epoch=0)
-    assert all(len(set(row)) == addends_per_image for row in addends.tolist())
+    assert addends_per_image == 1 or (addends.sort(1).values.diff(dim=1) > 0).all()  # those of an image differ
 
 
 def test_addends_depend_on_seed_and_epoch_alone():

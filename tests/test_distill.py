@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import train
 from conftest import same
 from data import Batches
 from evaluate import load_model
@@ -24,15 +25,14 @@ def teachers():
 def test_the_targets_are_the_probabilities_of_the_teachers_in_turn(small, teachers):
     images, digits = small[0][:6], small[1][:6]
     plain = Batches(images, digits, 3, addends_per_image=3)
-    taught = distill.taught_batches(teachers, 2.0, 0.25, False)(images, digits, 3, addends_per_image=3)
+    taught = distill.taught_batches(teachers, False)(images, digits, 3, addends_per_image=3)
     asked = set()
     for epoch in (0, 1):
         for step, (shown, made) in enumerate(zip(plain.epoch(epoch), taught.epoch(epoch), strict=True)):
-            (image, addend, digit, _), (_, _, target, sums) = shown, made
+            (image, addend, *_), (_, _, target, sums) = shown, made
             asked.add((teacher := (epoch + step) % 2, step))
             with torch.no_grad():
-                answer = (teachers[teacher](image, addend[:, 0])[0] / 2).softmax(-1)
-            wanted = 0.25 * torch.eye(10)[digit] + 0.75 * answer
+                wanted = teachers[teacher](image, addend[:, 0])[0].softmax(-1)
             torch.testing.assert_close(target, wanted)
             for row in range(3):
                 for k in range(3):
@@ -42,31 +42,29 @@ def test_the_targets_are_the_probabilities_of_the_teachers_in_turn(small, teache
     assert len(asked) == 4  # both teachers, in both steps of an epoch
 
 
-def test_labels_alone_are_the_usual_loss(small, teachers):
-    images, digits = small[0][:6], small[1][:6]
-    taught = distill.taught_batches(teachers, 1.0, 1.0, False)(images, digits, 6, addends_per_image=3)
-    image, addend, target, sums = next(taught.epoch(0))
-    model = teachers[0]
-    digit_logits, sum_logits = model(image, addend)
-    digit = target.argmax(-1)
+def test_sure_teachers_give_the_usual_loss(small, teachers):
+    """Probabilities of 0 and 1 are labels, in the losses and in the accuracies."""
+    digit, addend = torch.tensor([3, 7]), torch.tensor([[1, 9], [0, 5]])
     whole = digit.unsqueeze(1) + addend
-    torch.testing.assert_close(model.digit_loss(digit_logits, target), model.digit_loss(digit_logits, digit))
+    sure = torch.eye(10)[digit]
+    model, sums = teachers[0], distill.shifted(sure, addend)
+    digit_logits, sum_logits = torch.randn(2, 2, 10), torch.randn(2, 2, 19)
+    torch.testing.assert_close(model.digit_loss(digit_logits, sure), model.digit_loss(digit_logits, digit))
     torch.testing.assert_close(model.sum_loss(sum_logits, sums), model.sum_loss(sum_logits, whole))
-    of_probabilities = model.accuracies(digit_logits, sum_logits, target, sums)
+    of_probabilities = model.accuracies(digit_logits, sum_logits, sure, sums)
     assert torch.equal(of_probabilities, model.accuracies(digit_logits, sum_logits, digit, whole))
 
 
-def test_teachers_temperature_and_labels_change_the_weights(run, teacher, small_flags, tmp_path):
-    weights = []
-    for number, words in enumerate(([], ["--temperature", "3"], ["--label-share", "0.5"])):
-        place = ["--epochs", "1", "--run-name", f"d{number}"]
-        status, _, err = run(distill, "--teachers", teacher, *words, "--", *small_flags, *place)
-        assert status == 0, err
-        model, state = load_model(tmp_path / "logs" / f"d{number}-best.pt")
-        assert state["args"]["label_smoothing"] == 0
-        weights.append(model.state_dict())
-    assert not any(same(weights[a], weights[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
-    assert "python -m studies.distill --teachers" in (tmp_path / "logs" / "d0.txt").read_text()
+def test_a_teacher_changes_the_weights_and_no_checkpoint_goes_on_without_it(run, teacher, small_flags, tmp_path):
+    flags = [*small_flags, "--epochs", "1", "--label-smoothing", "0"]
+    assert run(train, *flags, "--run-name", "plain")[0] == 0
+    (tmp_path / "last.pt").unlink()
+    (tmp_path / "logs" / "plain-last.pt").unlink()
+    status, _, err = run(distill, "--teachers", teacher, "--", *small_flags, "--epochs", "1", "--run-name", "taught")
+    assert status == 0, err
+    (plain, _), (taught, state) = (load_model(tmp_path / "logs" / f"{name}-best.pt") for name in ("plain", "taught"))
+    assert not same(plain.state_dict(), taught.state_dict()) and state["args"]["label_smoothing"] == 0
+    assert "python -m studies.distill --teachers" in (tmp_path / "logs" / "taught.txt").read_text()
     assert not list(tmp_path.rglob("*last.pt"))  # train.py would continue it without its teachers
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import data
 import evaluate
@@ -23,24 +22,19 @@ from support import mnist
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = list(mnist.MNIST_FILES)[:4]  # then their archives
 
 
-def idx_images(count, magic=2051, stated=None):
-    """A file of `count` random images in MNIST's format, whose head may lie."""
+def idx_images(count):
+    """A file of `count` random images in MNIST's format."""
     pixels = np.random.default_rng(count).integers(0, 256, (count, 28, 28), np.uint8)
-    return struct.pack(">4i", magic, count if stated is None else stated, 28, 28) + pixels.tobytes()
+    return struct.pack(">4i", 2051, count, 28, 28) + pixels.tobytes()
 
 
-def idx_labels(count, magic=2049, stated=None, classes=10):
+def idx_labels(count):
     """The digits to it: 0, 1, ... 9, 0, 1, ..."""
-    labels = (np.arange(count) % classes).astype(np.uint8)
-    return struct.pack(">2i", magic, count if stated is None else stated) + labels.tobytes()
+    return struct.pack(">2i", 2049, count) + (np.arange(count) % 10).astype(np.uint8).tobytes()
 
 
-GOOD = {
-    TRAIN_IMAGES: idx_images(90),
-    TRAIN_LABELS: idx_labels(90),
-    TEST_IMAGES: idx_images(30),
-    TEST_LABELS: idx_labels(30),
-}
+GOOD = {TRAIN_IMAGES: idx_images(90), TRAIN_LABELS: idx_labels(90)}
+GOOD |= {TEST_IMAGES: idx_images(30), TEST_LABELS: idx_labels(30)}
 PACKED = {name: gzip.compress(content, mtime=0) for name, content in GOOD.items()}
 
 
@@ -157,26 +151,17 @@ def is_good(images, digits, count):
 # Files
 
 
-def flipped(content):
-    return content[:100] + bytes([content[100] ^ 1]) + content[101:]
+def flipped(content, place=-1):
+    return content[:place] + bytes([content[place] ^ 1]) + content[place:][1:]
 
 
-IMAGES, LABELS = GOOD[TRAIN_IMAGES], GOOD[TRAIN_LABELS]
+IMAGES = GOOD[TRAIN_IMAGES]
 DAMAGE = {
     "empty images": (TRAIN_IMAGES, b""),
     "truncated images": (TRAIN_IMAGES, IMAGES[:-1]),
-    "images cut within the head": (TRAIN_IMAGES, IMAGES[:10]),
-    "a bit flipped in the images": (TRAIN_IMAGES, flipped(IMAGES)),
-    "another magic number": (TRAIN_IMAGES, idx_images(90, magic=2052)),
-    "more images stated than there": (TRAIN_IMAGES, idx_images(90, stated=91)),
-    "2 ** 31 - 1 images stated": (TRAIN_IMAGES, idx_images(90, stated=2**31 - 1)),
-    "fewer images than labels": (TRAIN_IMAGES, idx_images(80)),
-    "fewer labels than images": (TRAIN_LABELS, idx_labels(80)),
-    "more labels stated than there": (TRAIN_LABELS, idx_labels(90, stated=91)),
-    "images in the place of labels": (TRAIN_LABELS, IMAGES),
-    "labels above 9": (TRAIN_LABELS, idx_labels(90, classes=11)),
-    "a label flipped": (TRAIN_LABELS, LABELS[:-1] + bytes([LABELS[-1] ^ 1])),
-    "the test's labels flipped": (TEST_LABELS, GOOD[TEST_LABELS][:-1] + b"\x03"),
+    "a bit flipped in the images": (TRAIN_IMAGES, flipped(IMAGES, 100)),
+    "a label flipped": (TRAIN_LABELS, flipped(GOOD[TRAIN_LABELS])),
+    "the test's labels flipped": (TEST_LABELS, flipped(GOOD[TEST_LABELS])),
     "a web page": (TEST_IMAGES, b"<html>404</html>"),
 }
 
@@ -229,15 +214,6 @@ def test_a_damaged_file_is_made_anew_from_its_archive_or_a_mirror(mirrors, raw, 
     assert (raw / f"{TRAIN_IMAGES}.gz").read_bytes() == PACKED[TRAIN_IMAGES]
 
 
-def test_an_old_cache_of_torchvision_is_not_read_in_place_of_the_files(mirrors, raw):
-    old = raw.parent / "processed"
-    old.mkdir()
-    for name in ("training.pt", "test.pt"):
-        torch.save((torch.zeros(5, 28, 28, dtype=torch.uint8), torch.zeros(5, dtype=torch.int64)), old / name)
-    assert is_good(*mnist.load_mnist(raw.parents[1], train=True), 90)
-    assert is_good(*mnist.load_mnist(raw.parents[1], train=False), 30)
-
-
 def test_a_file_damaged_since_the_last_start_is_noticed_whatever_its_size_and_times(mirrors, raw):
     mirrors("404")
     mnist.load_mnist(raw.parents[1], train=True)
@@ -267,7 +243,7 @@ def test_the_test_half_needs_no_training_files_and_the_training_half_needs_the_t
 
 def test_evaluate_refuses_damaged_data_too(run, mirrors, raw, trained):
     mirrors("404")
-    (raw / TEST_LABELS).write_bytes(idx_labels(30, classes=7))
+    (raw / TEST_LABELS).write_bytes(flipped(GOOD[TEST_LABELS]))
     status, out, err = run(evaluate, "--ckpt", trained / "best.pt", "--dataset", "mnist")
     assert status == 2 and out == "" and f"{TEST_LABELS} is damaged" in err.splitlines()[-1]
 
@@ -329,12 +305,3 @@ def test_mirrors_that_are_all_bad_end_in_one_line_and_leave_nothing(mirrors, ser
     assert len(downloads) == len(server.asked) == mnist.ATTEMPTS
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
     assert server.sent < 100e6  # an endless answer is not read to its end: what fits in the buffers between
-
-
-def test_a_mirror_that_is_not_there_is_an_error_and_with_auto_a_warning(mirrors, run, server, small_dir):
-    server.socket.close()
-    mirrors("good")
-    status, _, err = run(train, "--dataset", "mnist", "--val-size", 10)
-    assert status == 2 and "could not be downloaded" in err.splitlines()[-1]
-    images, _, name = data.load_digits("auto", small_dir, train=True)
-    assert name == "synthetic" and len(images) == 700

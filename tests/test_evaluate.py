@@ -67,7 +67,6 @@ def test_the_interval_counts_images_not_pairs_and_is_monotone_in_the_misses():
 
 
 def test_the_ragged_last_batch_is_counted(small):
-    torch.manual_seed(0)
     model = build_model("tiny").eval()
     whole = predict_pairs([model], small[0], batch_size=700)
     ragged = predict_pairs([model], small[0], batch_size=64)
@@ -105,22 +104,15 @@ def test_the_command_prints_and_writes_every_score(run, trained, tmp_path, small
     assert again[1] == out
 
 
-def test_several_checkpoints_are_an_ensemble(run, trained, small_dir):
+def test_checkpoints_are_named_with_or_without_the_flag_and_several_are_an_ensemble(run, trained, small_dir):
     best = trained / "best.pt"
-    one = run(evaluate, "--ckpt", best, "--data-dir", small_dir)[1]
-    two = run(evaluate, "--ckpt", best, trained / "logs" / "run-best.pt", "--data-dir", small_dir)[1]
-    assert "ensemble of 2" in two and two.splitlines()[2:] == one.splitlines()[2:]
-
-
-def test_a_checkpoint_can_be_named_without_the_flag(run, trained, small_dir):
-    best = trained / "best.pt"
-    plain = run(evaluate, best, "--data-dir", small_dir)
-    assert plain[0] == 0 and plain == run(evaluate, "--ckpt", best, "--data-dir", small_dir)
-    assert "ensemble of 2" in run(evaluate, best, best, "--data-dir", small_dir)[1]
+    one = run(evaluate, best, "--data-dir", small_dir)
+    assert one[0] == 0 and one == run(evaluate, "--ckpt", best, "--data-dir", small_dir)
+    two = run(evaluate, best, trained / "logs" / "run-best.pt", "--data-dir", small_dir)[1]
+    assert "ensemble of 2" in two and two.splitlines()[2:] == one[1].splitlines()[2:]
 
 
 def test_the_losses_are_plain_cross_entropy_over_all_pairs(small):
-    torch.manual_seed(0)
     model, (images, digits) = build_model("tiny").eval(), (small[0][:70], small[1][:70])
     with torch.no_grad():
         digit_logits, sum_logits = model(evaluate.prepare(images), torch.arange(10).expand(70, 10))

@@ -40,12 +40,8 @@ def test_the_onnx_file_is_valid_and_names_what_goes_in_and_out(exported):
         value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*proto.graph.input, *proto.graph.output)
     }
-    assert shapes == {
-        "image": ["batch", 1, 28, 28],
-        "addend": ["batch"],
-        "digit": ["batch", 10],
-        "sum": ["batch", 19],
-    }
+    assert shapes.pop("image") == ["batch", 1, 28, 28]
+    assert shapes == {"addend": ["batch"], "digit": ["batch", 10], "sum": ["batch", 19]}
     assert str(ROOT).encode() not in exported[0].read_bytes()
 
 

@@ -124,6 +124,11 @@ FORGERIES = {
         lambda state: state.pop("raw_weights"),
         lambda state: state.update(weights=None),
         lambda state: state["weights"].update({3: torch.zeros(1)}),
+        lambda state: state["weights"].update({"digit_head.bias": torch.zeros(11)}),
+        lambda state: state["weights"].update({"digit_head.bias": "zero"}),
+        lambda state: state["weights"].update({"digit_head.extra": torch.zeros(1)}),
+        lambda state: state["weights"].pop("digit_head.bias"),
+        lambda state: state.update(weights=list(state["weights"].values())),
     ],
 }
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import model
-from studies import ladder
+from studies import ladder, search
 from studies.measure import held_out
 from studies.speed_tables import PUBLISHED_RIVAL, ladder_tables
 from support import optim
@@ -21,11 +21,11 @@ def parts(small):
     return tuple(table[:640] for table in training), held  # not a last batch of one image
 
 
-def test_what_is_scored_is_never_trained_on_and_every_image_is_held_out_once(small):
-    numbered = torch.arange(700)
-    seen = []
-    for seed in range(ladder.PARTS):
-        (images, kept), (_, held) = held_out("ladder", small[0], numbered, seed, ladder.PARTS)
+@pytest.mark.parametrize(("study", "parts"), [("ladder", ladder.PARTS), ("search", search.PARTS)])
+def test_what_is_scored_is_never_trained_on_and_every_image_is_held_out_once(small, study, parts):
+    numbered, seen = torch.arange(700), []
+    for seed in range(parts):
+        (images, kept), (_, held) = held_out(study, small[0], numbered, seed, parts)
         assert len(images) == len(kept) == 700 - len(held) and not set(kept.tolist()) & set(held.tolist())
         seen += held.tolist()
     assert sorted(seen) == numbered.tolist()
@@ -135,11 +135,6 @@ def test_the_time_to_the_rivals_accuracy_lies_between_two_shares_of_the_images()
     rows[3] = row("rival", PUBLISHED_RIVAL, 7.0, 99.5)
     target = ladder_tables(WHERE | {"rows": rows})["ladder-target"]
     assert "Ours does not reach" in target and "the difference is -0.50 ± 0.00 points" in target
-
-
-def test_no_folder_for_the_figures_is_said_before_the_work(run):
-    status, _, err = run(ladder, "--json", "none/l.json")
-    assert status == 2 and "no folder" in err
 
 
 def test_the_harder_part_of_a_batch_has_its_highest_losses(parts):

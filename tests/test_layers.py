@@ -1,5 +1,6 @@
 """The table of a network: every parameter once, costs that can be counted by hand, connections that are there."""
 
+import itertools
 import re
 
 import pytest
@@ -30,13 +31,8 @@ def test_shapes_and_costs_are_those_counted_by_hand():
 
 
 def test_the_connections_are_those_of_the_network():
-    plain = {("image", "encoder"), ("encoder", "fusion"), ("fusion", "digit_head"), ("digit_head", "digit")}
-    learned = {
-        ("addend", "addend_encoding"),
-        ("addend_encoding", "fusion"),
-        ("fusion", "sum_head"),
-        ("sum_head", "sum"),
-    }
+    plain = set(itertools.pairwise(["image", "encoder", "fusion", "digit_head", "digit"]))
+    learned = set(itertools.pairwise(["addend", "addend_encoding", "fusion", "sum_head", "sum"]))
     assert set(connections(build_model("tiny"), *INPUTS)) == plain | learned
     shifted = build_model("tiny", sum_encoding="shift")
     assert set(connections(shifted, *INPUTS)) == plain | {("digit_head", "sum"), ("addend", "sum")}

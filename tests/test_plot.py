@@ -242,9 +242,3 @@ def test_without_matplotlib_one_line_says_how_to_install_it(run, trained, monkey
     monkeypatch.setattr(figures, "matplotlib", None)
     status, out, err = run(plot, trained)
     assert status == 2 and not out and err.count("\n") == 1 and "pip install -r requirements-dev.txt" in err
-
-
-def test_help_fits_80_columns(run, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    status, out, _ = run(plot, "--help")
-    assert status == 0 and "usage: python plot.py" in out and max(map(len, out.splitlines())) <= 80

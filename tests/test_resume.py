@@ -91,7 +91,7 @@ def threads():
     ("flags", "number"),
     [
         ("--model tiny --augment 1 --addends-per-image 10", 1),
-        ("--model base --augment 1 --addends-per-image 3", 1),
+        ("--model base --augment 1 --augment-corruptions 0.5 --addends-per-image 3", 1),
         ("--model tiny --augment 0 --addends-per-image 1 --averaging-eta 0", 1),
         ("--model tiny --augment 1 --addends-per-image 10 --val-size 0", 1),
         ("--model tiny --augment 1 --addends-per-image 1 --batch-size 100", 2),
@@ -316,7 +316,8 @@ def killer(fork_run, small_flags, tmp_path_factory):
     return Killer(fork_run, tmp_path_factory.mktemp("killed"), [*small_flags, "--epochs", "3", "--augment", "1"])
 
 
-def kill_at_random(killer, kills):
+@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.long)])
+def test_a_run_killed_at_random_instants_continues_to_the_same_bits(killer, kills):
     """Every second one at a random step of the writing of a file, the others at a random time."""
     seed = random.randrange(2**32)
     print(f"the instants are those of random.Random({seed})")  # pytest shows it where the test fails
@@ -327,15 +328,6 @@ def kill_at_random(killer, kills):
         else:
             folder = killer.kill(seconds=chosen.uniform(0, killer.answer["seconds"]))
         killer.assert_continues_to_the_same(folder, chosen)
-
-
-def test_a_run_killed_at_five_random_instants_continues_to_the_same_bits(killer):
-    kill_at_random(killer, 5)
-
-
-@pytest.mark.long
-def test_a_run_killed_at_fifty_random_instants_continues_to_the_same_bits(killer):
-    kill_at_random(killer, 50)
 
 
 @pytest.mark.long

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import evaluate
-import train
-from conftest import contents, same
+from conftest import contents
 from data import generator_for, load_digits, split_indices
 from studies import robustness
 from studies.robustness import CLEAN, KINDS, MEAN, STRENGTHS
@@ -143,7 +142,7 @@ def test_quick_scores_few_images_and_validation_those_held_out(run, trained, sma
         ("--ckpt run.pt --figure r.gif", "must end in .svg or .png"),
         ("--ckpt all.pt --validation", "trained on all images"),
         ("--ckpt run.pt all.pt --validation", "trained on all images"),
-        ("--ckpt forged.pt", "damaged argument --augment-corruptions"),
+        ("--ckpt forged.pt", "its entry args is damaged"),
         ("--ckpt run.pt mnist.pt", "trained on mnist and synthetic; choose with --dataset"),
         ("--kpt run.pt", "did you mean --ckpt?"),
     ],
@@ -158,30 +157,6 @@ def test_errors_are_one_line_before_the_work(run, trained, small_dir, tmp_path, 
     status, _, err = run(robustness, *words.split(), "--data-dir", small_dir, "--device", "cpu")
     assert status == 2 and said in err and err.count("\n") == 1
     assert contents(tmp_path) == before
-
-
-def test_help_fits_80_columns(run, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    status, out, _ = run(robustness, "--help")
-    assert status == 0 and max(map(len, out.splitlines())) <= 80
-
-
-def test_the_flag_of_train_changes_the_weights_and_a_continued_run_keeps_it(run, small_flags, trained, stop_after):
-    flags = [*small_flags, "--augment-corruptions", 0.5]
-    assert run(train, *flags, "--out", "whole")[0] == 0
-    stop_after(1)
-    assert run(train, *flags)[0] == 130
-    stop_after(None)
-    assert run(train, "--resume", "last.pt", "--data-dir", small_flags[-1])[0] == 0
-    whole, continued, plain = (load_checkpoint(path) for path in ("whole/last.pt", "last.pt", trained / "last.pt"))
-    assert same(whole["raw_weights"], continued["raw_weights"]) and continued["args"]["augment_corruptions"] == 0.5
-    assert not same(whole["raw_weights"], plain["raw_weights"])
-
-
-@pytest.mark.parametrize("value", ["-0.1", "1.1", "nan", "half"])
-def test_a_share_out_of_range_is_refused(run, small_flags, value):
-    status, _, err = run(train, *small_flags, "--augment-corruptions", value)
-    assert status == 2 and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"networks": [{"checkpoint": 1}]}', '{"networks": null}'])

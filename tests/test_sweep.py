@@ -9,18 +9,15 @@ import pytest
 import torch
 
 import train
+from conftest import contents
 from support.cli import UserError
 from support.optim import learning_rate_at
 from support.sweep import COLUMNS, suggestions
 
 
-def files_in(folder):
-    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
 def test_a_dry_run_takes_a_step_and_writes_nothing(run, small_flags, tmp_path):
     status, out, err = run(train, *small_flags, "--dry-run")
-    assert status == 0 and not err and not files_in(tmp_path)
+    assert status == 0 and not err and not list(tmp_path.iterdir())
     assert "\ndata set    synthetic: 600 training and 100 validation images\n" in out and "9,941 parameters" in out
     digit_loss, sum_loss = map(float, re.search(r"digit loss ([\d.]+), sum loss ([\d.]+); no run", out).groups())
     assert digit_loss == pytest.approx(math.log(10), abs=0.3) and sum_loss == pytest.approx(math.log(19), abs=0.3)
@@ -28,16 +25,16 @@ def test_a_dry_run_takes_a_step_and_writes_nothing(run, small_flags, tmp_path):
 
 def test_a_dry_run_sees_what_a_run_would_be_refused_for(run, small_flags, trained):
     for flags, said in ((["--batch-size", 599], "batch norm"), (["--out", trained], "there is a run run")):
-        before = files_in(trained)
+        before = contents(trained)
         status, out, err = run(train, *small_flags, "--dry-run", *flags)
         assert status == 2 and said in err and err.count("\n") == 1 and not out
-        assert files_in(trained) == before
+        assert contents(trained) == before
 
 
 def test_find_lr_writes_the_sweep_beside_the_runs_and_nothing_else(run, small_flags, tmp_path):
     status, out, err = run(train, *small_flags, "--find-lr", "--augment", 0)
     path = tmp_path / "logs" / "run-find-lr.csv"
-    assert status == 0 and not err and [*files_in(tmp_path)] == [path.parent, path]
+    assert status == 0 and not err and [*tmp_path.rglob("*")] == [path.parent, path]
     rows = list(csv.DictReader(path.open()))
     assert tuple(rows[0]) == COLUMNS and 250 < len(rows) <= 300
     assert [rows[0]["learning_rate"], float(rows[0]["loss"])] == ["1e-07", pytest.approx(5.247, abs=0.4)]
@@ -48,9 +45,9 @@ def test_find_lr_writes_the_sweep_beside_the_runs_and_nothing_else(run, small_fl
     assert 1e-5 < falls < rises < 1
     lowest = min(rows, key=lambda row: float(row["smoothed_loss"]))
     assert rises == pytest.approx(float(lowest["learning_rate"]), rel=0.06)  # two digits are printed
-    before = files_in(tmp_path)
+    before = contents(tmp_path)
     status, _, err = run(train, *small_flags, "--find-lr")
-    assert status == 2 and "choose another --run-name" in err and files_in(tmp_path) == before
+    assert status == 2 and "choose another --run-name" in err and contents(tmp_path) == before
 
 
 def test_the_suggestions_are_where_a_known_loss_falls_and_rises():
@@ -70,6 +67,6 @@ def test_the_sweep_spans_its_range_whatever_the_peak():
 @pytest.mark.parametrize("flags", ["--dry-run --find-lr", "--dry-run --resume last.pt", "--find-lr --resume last.pt"])
 def test_dry_run_and_find_lr_are_for_a_new_run(run, small_dir, trained, tmp_path, flags):
     (tmp_path / "last.pt").write_bytes((trained / "last.pt").read_bytes())
-    before = files_in(tmp_path)
+    before = contents(tmp_path)
     status, out, err = run(train, *flags.split(), "--data-dir", small_dir)
-    assert status == 2 and "exclude each other" in err and not out and files_in(tmp_path) == before
+    assert status == 2 and "exclude each other" in err and not out and contents(tmp_path) == before
