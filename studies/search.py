@@ -181,7 +181,7 @@ def main(argv=None):
     record = {"search": args.search, "rows": []} | where | setting
     if args.json and args.json.exists():
         record |= read_record(args.json, args.search, setting)
-    done = {(row["what"], row["seed"]): row for row in record["rows"]}
+    names, done = list(rows), {(row["what"], row["seed"]): row for row in record["rows"] if row["what"] in rows}
     jobs = [(seed, what) for seed in range(seeds) for what in chosen]
     for seed, what in tqdm(jobs, unit="training", leave=False, disable=None):
         change = settings | rows[what]
@@ -190,7 +190,7 @@ def main(argv=None):
         training, held = held_out("search", images, digits, seed, PARTS)
         figures = train_one(size, change, training, held, seed, device)
         done[what, seed] = dict(what=what, seed=seed, change=describe(change), commit=where["commit"]) | figures
-        record["rows"] = list(done.values())
+        record["rows"] = sorted(done.values(), key=lambda row: (names.index(row["what"]), row["seed"]))
         if args.json:
             write_atomically(args.json, json.dumps(record, indent=1) + "\n")
     print(*search_tables(record).values())
