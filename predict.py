@@ -28,12 +28,7 @@ def make_parser():
     add("--split", action="store_true", help="read several digits in an image, from left to right")
     add("--ckpt", metavar="FILE", help="checkpoint (default: best.pt, else the committed logs/tiny.pt)")
     add("--json", action="store_true", help="print JSON, with all probabilities and the network's input")
-    add(
-        "--save-input",
-        type=cli.output_file,
-        metavar="FILE",
-        help="write the image that the network saw, 28 x 28 pixels, as PNG",
-    )
+    add("--save-input", type=cli.output_file, metavar="FILE", help="write the network's input, 28 x 28 pixels, as PNG")
     return parser
 
 

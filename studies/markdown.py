@@ -2,6 +2,8 @@
 
 import statistics
 
+NOT_RECORDED = "Not recorded yet."  # in place of a table
+
 
 def table(headings, rows):
     """A Markdown table, padded so that it reads as plain text too."""

@@ -4,7 +4,7 @@ import itertools
 import statistics
 import textwrap
 
-from studies.markdown import table, with_error
+from studies.markdown import NOT_RECORDED, table, with_error
 
 SPEED = {  # table: sections of benchmark.py
     "fast": ("rival",),
@@ -20,7 +20,6 @@ SPEED = {  # table: sections of benchmark.py
 }
 RIVALS = ("as published", "channels_last", "channels_last, bfloat16", "the same, flattened in place")
 COMMANDS = ("train.py --model fast", "evaluate.py --ckpt best.pt", "predict.py --ckpt logs/tiny.pt")
-NOT_RECORDED = "Not recorded yet."
 SPEED_TABLES = tuple(f"speed-{name}" for name in ("machine", "headline", "gain", *SPEED))
 LADDER_TABLES = ("ladder-machine", "ladder-ours", "ladder-rival", "ladder-target")
 PUBLISHED_RIVAL = "batches of 256, rate 0.01"

@@ -11,7 +11,7 @@ import train
 from studies import plan
 from studies.errors import errors_tables
 from studies.likeness import compare, distance, likeness_rows, published_figures, read_replay, summary
-from studies.markdown import mean_sd, table, with_error
+from studies.markdown import NOT_RECORDED, mean_sd, table, with_error
 from studies.published import DESIGNS
 from studies.robustness import robustness_tables
 from studies.search import NAMES as SEARCHES
@@ -204,12 +204,12 @@ def errors(folder):
 
 
 def recorded(path, make_tables, names):
-    """What `make_tables` makes of the JSON at `path`; where there is none, dashes in place of the tables `names`.
+    """What `make_tables` makes of the JSON at `path`; where there is none, NOT_RECORDED for each of `names`.
 
     Raises UserError where it is not the record that `make_tables` reads.
     """
     if not path.exists():
-        return dict.fromkeys(names, "–")
+        return dict.fromkeys(names, NOT_RECORDED)
     try:
         made = make_tables(json.loads(read_text(path)))
         return {name: made[name] for name in names}

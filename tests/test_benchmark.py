@@ -12,7 +12,8 @@ from conftest import same
 from evaluate import predict_pairs
 from model import build_model
 from studies import benchmark, measure, rivals
-from studies.speed_tables import COMMANDS, NOT_RECORDED, RIVALS, speed_table, speed_tables
+from studies.markdown import NOT_RECORDED
+from studies.speed_tables import COMMANDS, RIVALS, speed_table, speed_tables
 from support.checkpoint import load_checkpoint
 
 CPU = torch.device("cpu")

@@ -12,6 +12,7 @@ import evaluate
 from conftest import contents
 from data import generator_for, load_digits, split_indices
 from studies import robustness
+from studies.markdown import NOT_RECORDED
 from studies.robustness import CLEAN, KINDS, MEAN, STRENGTHS
 from studies.tables import recorded
 from support import figures
@@ -101,7 +102,7 @@ def test_a_missing_record_is_a_dash_and_one_that_is_there_its_tables(scored):
     folder, record, printed = scored
     made = recorded(folder / "r.json", robustness.robustness_tables, ("robustness",))
     assert made == {"robustness": printed} and record["networks"]
-    assert recorded(folder / "none.json", robustness.robustness_tables, ("robustness",)) == {"robustness": "–"}
+    assert recorded(folder / "none.json", robustness.robustness_tables, ("robustness",)) == {"robustness": NOT_RECORDED}
 
 
 def test_the_figure_shows_every_kind_for_light_and_dark_pages(scored, tmp_path):
