@@ -2,11 +2,11 @@
 
     python -m studies.distill --teachers a-best.pt b-best.pt -- --model tiny --epochs 20
 
-After "--" come the flags of train.py; label smoothing is 0 here unless it is among them. The teachers take turns, one a
-step: it sees the augmented images, its probabilities are the target of the digit, and shifted by the addend that of the
-sum (G. Hinton et al., arXiv 1503.02531). Cross-entropy is linear in its target, so on average over the turns the
-gradient is that of the mean of all teachers. The run writes the files of train.py but last.pt, since train.py would
-continue it without its teachers: interrupted, it starts again.
+After "--" come the flags of train.py; label smoothing is 0 here unless it is among them. The teachers take turns: in
+each step one sees the augmented images. Its probabilities of the digits are the digit's target; shifted by the
+addend, they are the sum's (G. Hinton et al., arXiv 1503.02531). Cross-entropy is linear in its target, so over the
+turns the gradient is on average that of the mean of all teachers. The run writes the files of train.py but last.pt,
+since train.py would continue it without its teachers: interrupted, it starts again.
 """
 
 import sys
