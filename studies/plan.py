@@ -18,7 +18,7 @@ ROBUST = ("base", "tiny")  # sizes that are trained on corrupted images too
 CORRUPTED = 0.25  # share of the training images, chosen on held-out images: studies/robustness.md
 PUBLISHED_SEEDS = {"two-branch-lenet": range(5)}  # one of the first three collapses, so its spread needs more
 OUR, REPLAY, DISTILL = "train.py --dataset mnist", "-m studies.replay", "-m studies.distill"
-DISTILLED = {"base": "--epochs 20", "tiny": "--epochs 20"}  # size: flags; taught by the networks of "large"
+DISTILLED = {"base": "--epochs 30 --augment 1", "tiny": "--epochs 30"}  # size: flags; taught by those of "large"
 RECORDS, CHECKPOINTS = "logs/records", ".checkpoints"  # the checkpoints, in a folder of the records, are not committed
 STUDY_EPOCHS = 3  # of the studies of encodings and weights
 # Designs without a fault: there is nothing to mend.
