@@ -41,6 +41,7 @@ PAGES = {  # page: the tables in it
         *ERRORS,
         *(f"errors-large-{name}" for name in ("scores", "common", "agreement")),
         *(f"errors-sizes-{name}" for name in ("scores", "common")),
+        "errors-distilled-agreement",
     ),
     "logs/README.md": ("index",),
 }
@@ -197,7 +198,7 @@ def searches(folder):
 def errors(folder):
     """{name: Markdown}: the tables of the records of studies/errors.py."""
     made = {}
-    for kind in ("", "-large", "-sizes"):
+    for kind in ("", "-large", "-sizes", "-distilled"):
         found = recorded(folder / f"errors{kind}-cpu.json", errors_tables, ERRORS)
         made |= {name.replace("errors", f"errors{kind}"): text for name, text in found.items()}
     return made
