@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,12 @@ def contents(folder):
 def same(first, second):
     """Whether two dicts of tensors are equal to the bit."""
     return first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_folder(tmp_path_factory):
+    """Folders that torchrun and Chromium leave behind go where pytest removes those of old sessions."""
+    os.environ["TMPDIR"] = tempfile.tempdir = str(tmp_path_factory.mktemp("tmp"))
 
 
 @pytest.fixture(scope="session")
