@@ -28,9 +28,9 @@ AIMS = {  # row of the results: joint accuracy in %, set before its recipe was s
     "`base`": 99.60,
     "`tiny`": 99.42,
     "`large`": 99.77,
-    "`large`, ensemble of 5": 99.82,
-    "`base`, distilled": 99.68,
-    "`tiny`, distilled": 99.50,
+    "5 `large`": 99.82,
+    "`base` distilled": 99.68,
+    "`tiny` distilled": 99.50,
 }
 PAGES = {  # page: the tables in it
     "README.md": ("results", "base-s0"),
@@ -76,9 +76,9 @@ def tables(folder, runs):
         size, _, distilled = prefix.partition("-")
         parameters = ", ".join(sorted(facts(folder, seeds(prefix), r"^model .*?([\d,]+) parameters"))) or "–"
         epochs = ", ".join(sorted(facts(folder, seeds(prefix), r"^arguments (?:.*\n)*?.* epochs=(\d+)"))) or "–"
-        shared = " (shared)" if facts(folder, seeds(prefix), plan.SHARED.format(r"\d+")) else ""
+        shared = "*" if facts(folder, seeds(prefix), plan.SHARED.format(r"\d+")) else ""
         seconds = spread(folder, seeds(prefix), "train_seconds", 1) + shared
-        results.append([*row(prefix, f"`{size}`{distilled and ', '}{distilled}", parameters, epochs), seconds])
+        results.append([*row(prefix, f"`{size}` {distilled}".strip(), parameters, epochs), seconds])
     if (large := folder / "errors-large-cpu.json").exists():
         results += recorded(large, ensemble_of_large, ["results"])["results"]
     for prefix, epochs in (("base", train.make_parser().get_default("epochs")), ("study-default", plan.STUDY_EPOCHS)):
@@ -87,7 +87,7 @@ def tables(folder, runs):
         mended = "" if name in plan.FAULTLESS else row(f"{name}-mended")[-1]
         published.append([*row(f"{name}-published", f"`{name}`", str(design.recipe["epochs"])), mended])
     log = folder / "base-s0.txt"
-    scores = ["seeds", "digit %", "sum %", "joint %"]
+    scores = ["runs", "digit %", "sum %", "joint %"]
     return {
         "base-s0": f"```\n{without_arguments(read_text(log)) if log.exists() else '–'}```",
         "results": table(["network", "parameters", "epochs", *scores, "training, s"], results),
@@ -124,7 +124,7 @@ def ensemble_of_large(record):
     """{"results": [the row for the ensemble]} in this record of studies/errors.py."""
     *networks, ensemble = record["networks"]
     scores = [f"{100 * ensemble['scores'][name]:.2f}" for name in ACCURACIES]
-    return {"results": [[f"`large`, ensemble of {len(networks)}", "", "", "", *scores, ""]]}
+    return {"results": [[f"{len(networks)} `large`", "", "", "", *scores, ""]]}
 
 
 def likeness(folder, seeds):

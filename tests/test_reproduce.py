@@ -178,7 +178,7 @@ def test_runs_that_share_the_machine_say_so(tmp_path, extra, in_this_process):
         assert "\nnote        2 runs shared the machine" in (tmp_path / f"{name}.txt").read_text()
         assert finished(tmp_path, name, command)
     (line,) = [line for line in tables(tmp_path, runs)["results"].splitlines() if "`base`" in line]
-    assert line.endswith(" (shared) |")
+    assert line.rstrip(" |").endswith("*")
 
 
 def test_a_run_that_fails_is_named(tmp_path, extra):
