@@ -14,6 +14,7 @@ import model
 import train
 from studies.distill import shifted
 from support import optim
+from support.device import count
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What a row may change beside the arguments of train.py
@@ -153,7 +154,7 @@ ABLATIONS = {
     "sum weight 3": dict(sum_weight=3.0),
     **{f"sum taught by the digit, weight {weight}": dict(agreement=weight) for weight in (1.0, 3.0)},
     "sum without parameters": dict(sum_encoding="shift"),
-    **{f"{epochs} epochs": dict(epochs=epochs) for epochs in (1, 2, 5, 10, 20, 30)},
+    **{count(epochs, "epoch"): dict(epochs=epochs) for epochs in (1, 2, 5, 10, 20, 30)},
 }
 WIDE, DEEP = ((16,), (32, 32), (64, 64)), ((16, 16), (32, 32), (64, 64))  # channels; with features for 120,000 weights
 BIG = dict(network=dict(stages=((32, 64), (64, 128), (128, 256)), features=256), epochs=10)
