@@ -7,7 +7,7 @@ import pytest
 import train
 from studies import reproduce
 from studies.plan import REPLAY, groups, plan, studies
-from studies.tables import tables
+from studies.tables import aims, tables
 
 HEADER = """\
 command     python train.py
@@ -37,6 +37,15 @@ def test_only_takes_the_runs_of_these_tables(run, monkeypatch):
     assert {"study-default-s0", "study-digit-weight-0.9-sum-weight-0.1-s2"} <= taken[0] and len(taken[0]) == 15
     status, _, err = run(reproduce, "--only", "weight")
     assert status == 2 and "weights" in err
+
+
+def test_the_aims_stand_beside_the_rows_that_have_one():
+    rows = [["`base`", "99.10 ± 0.03", "65.4"], ["`fast`", "99.03", "1.9"], ["5 `large`", "99.90", ""]]
+    lines = [line.split("|")[1:-1] for line in aims(rows).splitlines()[2:]]
+    assert [[cell.strip() for cell in line] for line in lines] == [
+        ["`base`", "99.60", "99.10 ± 0.03", "-0.50"],
+        ["5 `large`", "99.82", "99.90", "+0.08"],
+    ]
 
 
 def test_the_index_has_a_line_for_each_date_commit_and_machine(tmp_path):

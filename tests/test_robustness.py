@@ -98,7 +98,7 @@ def test_seeds_are_averaged_and_lines_fit_a_page(scored):
     assert all(len(line) <= (110 if line.startswith("|") else 118) for line in made.splitlines())
 
 
-def test_a_missing_record_is_a_dash_and_one_that_is_there_its_tables(scored):
+def test_a_missing_record_is_named_so_and_one_that_is_there_gives_its_tables(scored):
     folder, record, printed = scored
     made = recorded(folder / "r.json", robustness.robustness_tables, ("robustness",))
     assert made == {"robustness": printed} and record["networks"]
