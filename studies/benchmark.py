@@ -324,7 +324,7 @@ def growth(setting):
         for small, large in itertools.pairwise(study):
             span = math.log(size_of(large) / size_of(small))
             exponents = [math.log(b / a) / span for a, b in zip(figures[small], figures[large], strict=True)]
-            yield make_row(f"growth exponent in {what}, {small} to {large}", "exponent", exponents)
+            yield make_row(f"growth exponent in {what}, {small} to {large}", "", exponents)
     with tempfile.TemporaryDirectory() as folder:
         places = {"mapped": job(16, folder=folder), "in memory": job(16)}
         figures = in_turns(places, min(setting.repeats, 3), not setting.quick)
@@ -336,7 +336,7 @@ def rival(setting):
 
     The public recipe as published, with the memory layout and the precision that ours has, and without the copies of
     flattening in that layout; against the last two also ours on whole images, not cropped. The public one answers with
-    the digit only: the row "test joint vs its test digit" compares accuracies of different tasks, both in %.
+    the digit only: the row "joint vs its test digit" compares accuracies of different tasks, both in %.
     """
     device = setting.device
     images, digits, _ = load_digits(setting.dataset, setting.data_dir, train=True)
@@ -367,11 +367,11 @@ def rival(setting):
         seconds[name], accuracy[name] = zip(*pairs, strict=True)
     for name in options:
         yield make_row(f"training vs public recipe, {name}", "s", seconds["ours"], seconds[name])
-        what = f"test joint vs its test digit, {name}"
+        what = f"joint vs its test digit, {name}"
         yield make_row(what, "%", accuracy["ours"], accuracy[name], middle=statistics.mean)
     for name in list(options)[2:]:
         yield make_row(f"training on whole images vs {name}", "s", seconds["whole images"], seconds[name])
-        what = f"test joint on whole images vs {name}"
+        what = f"joint on whole images vs {name}"
         yield make_row(what, "%", accuracy["whole images"], accuracy[name], middle=statistics.mean)
 
 

@@ -49,7 +49,7 @@ def speed_tables(record):
 def speed_headline(rows):
     """The fast recipe against its rival, and whole commands, as a list; `rows` {what: row} of the benchmark."""
     published, alike = (rows[f"training vs public recipe, {name}"] for name in (RIVALS[0], RIVALS[-1]))
-    accuracy = rows[f"test joint vs its test digit, {RIVALS[-1]}"]
+    accuracy = rows[f"joint vs its test digit, {RIVALS[-1]}"]
 
     def part(row):
         low, high = map(figure, row["spread"])
@@ -73,9 +73,9 @@ def speed_gain(rows):
     seconds = [*(figure["rival"] for figure in taken), taken[0]["ours"]]
     layout, precision, flattening, rest = (f"{a - b:.2f} s" for a, b in itertools.pairwise(seconds))
     sentence = (
-        f"Of the {seconds[0] - seconds[-1]:.2f} s between the other as published and ours, the memory layout accounts "
-        f"for {layout}, then the precision for {precision} and the flattening for {flattening}; the last {rest} lie "
-        "between the recipes themselves (derived: differences of the medians)."
+        f"Of the {seconds[0] - seconds[-1]:.2f} s between the baseline as published and ours, the memory layout "
+        f"accounts for {layout}, then the precision for {precision} and the flattening for {flattening}; "
+        f"the last {rest} lie between the recipes themselves (derived: differences of the medians)."
     )
     return textwrap.fill(sentence, 118)
 
@@ -87,7 +87,7 @@ def speed_table(rows):
         figures = [figure(row[name]) for name in ("ours", "rival", "ratio")]
         low, high = map(figure, row["spread"])
         cells.append([row["what"], row["unit"], *figures, f"{low} to {high}" if low else ""])
-    return table(["what", "unit", "ours", "other", "ratio", "spread"], cells)
+    return table(["what", "unit", "ours", "baseline", "ratio", "spread"], cells)
 
 
 def ladder_tables(record):
