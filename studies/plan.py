@@ -252,14 +252,11 @@ def finished(folder, name, command):
 
 
 def logged_arguments(text):
-    """{name: value as text} of a log's arguments, in the words of today's flags. Raises LookupError without any."""
+    """{name: value as text} of a log's arguments. Raises LookupError without any."""
     (lines,) = re.findall(r"^arguments +(.*(?:\n {12}.*)*)", text, re.MULTILINE) or [""]
     logged = dict(re.findall(r"(\w+)=(.*?)(?= \w+=|$)", " ".join(lines.split())))
     if not logged:
         raise LookupError("no arguments")
-    logged.setdefault("precision", "float32")  # of a log from before the flag
-    if "ema_decay" in logged:  # of a log from before --averaging-eta; this decay was never reached in these runs
-        logged["averaging_eta"] = str(8.0 if float(logged.pop("ema_decay")) else 0.0)
     return logged
 
 
