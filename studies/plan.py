@@ -13,6 +13,7 @@ from support.files import read_text
 from support.recipes import RECIPES
 
 OURS = {"base": range(5), "tiny": range(5), "large": range(5), "fast": range(10)}  # size: seeds
+ALONE = {"large": range(1)}  # recorded by two runs at a time: seeds that are repeated by themselves, for their seconds
 OTHER_SEEDS = range(3)
 ROBUST = ("base", "tiny")  # sizes that are trained on corrupted images too
 CORRUPTED = 0.25  # share of the training images, chosen on held-out images: studies/robustness.md
@@ -116,6 +117,7 @@ def groups():
     for size, seeds in OURS.items():
         command = f"{OUR} --model {size} --precision {precision_of(size)}"
         found["results"] |= {f"{size}-s{n}": f"{command} --seed {n}" for n in seeds}
+        found["results"] |= {f"{size}-alone-s{n}": f"{command} --seed {n}" for n in ALONE.get(size, ())}
     for group, flags_of_runs in (("encodings", ENCODINGS.values()), ("weights", map(weight_flags, WEIGHTS))):
         for flags in flags_of_runs:
             words = " ".join(f"{OUR} {flags} --precision float32 --epochs {STUDY_EPOCHS}".split())

@@ -76,8 +76,9 @@ def tables(folder, runs):
         size, _, distilled = prefix.partition("-")
         parameters = ", ".join(sorted(facts(folder, seeds(prefix), r"^model .*?([\d,]+) parameters"))) or "–"
         epochs = ", ".join(sorted(facts(folder, seeds(prefix), r"^arguments (?:.*\n)*?.* epochs=(\d+)"))) or "–"
-        shared = "*" if facts(folder, seeds(prefix), plan.SHARED.format(r"\d+")) else ""
-        seconds = spread(folder, seeds(prefix), "train_seconds", 1) + shared
+        timed = seeds(f"{prefix}-alone") or seeds(prefix)
+        shared = "*" if facts(folder, timed, plan.SHARED.format(r"\d+")) else ""
+        seconds = spread(folder, timed, "train_seconds", 1) + shared
         results.append([*row(prefix, f"`{size}` {distilled}".strip(), parameters, epochs), seconds])
     if (large := folder / "errors-large-cpu.json").exists():
         results += recorded(large, ensemble_of_large, ["results"])["results"]

@@ -6,7 +6,7 @@ import pytest
 
 import train
 from studies import reproduce
-from studies.plan import REPLAY, groups, plan, studies
+from studies.plan import REPLAY, SHARED, groups, plan, studies
 from studies.tables import aims, tables
 
 HEADER = """\
@@ -48,21 +48,37 @@ def test_the_aims_stand_beside_the_rows_that_have_one():
     ]
 
 
+def write_run(folder, name, command, date="2026-01-01", commit="abc", seconds=1, note=""):
+    """The log of a run in which all scores are 1, as plan.finished reads it."""
+    args, _ = train.parse_arguments([*command.split()[1:], "--run-name", name])
+    arguments = " ".join(f"{key}={value}" for key, value in vars(args).items() if key not in train.NOT_STORED)
+    head = HEADER.format(date=date, commit=commit, arguments=arguments)
+    (folder / f"{name}.txt").write_text(head.removesuffix("\n") + note + "\n")
+    rows = f"validation,{seconds},1,1,1\ntest,,1,1,1\n"
+    (folder / f"{name}.csv").write_text(f"split,seconds,digit_accuracy,sum_accuracy,joint_accuracy\n{rows}")
+
+
 def test_the_index_has_a_line_for_each_date_commit_and_machine(tmp_path):
     commands = {f"base-s{seed}": f"train.py --epochs 1 --seed {seed}" for seed in range(2)}
     for seed, (name, command) in enumerate(commands.items()):
-        args, _ = train.parse_arguments([*command.split()[1:], "--run-name", name])
-        arguments = " ".join(f"{key}={value}" for key, value in vars(args).items() if key not in train.NOT_STORED)
-        head = HEADER.format(date=f"2026-01-0{seed + 1}", commit=f"abc{seed}", arguments=arguments)
-        (tmp_path / f"{name}.txt").write_text(head)
-        (tmp_path / f"{name}.csv").write_text(
-            "split,seconds,digit_accuracy,sum_accuracy,joint_accuracy\nvalidation,1,1,1,1\ntest,,1,1,1\n"
-        )
+        write_run(tmp_path, name, command, f"2026-01-0{seed + 1}", f"abc{seed}")
     lines = [line.split("|") for line in tables(tmp_path, commands)["index"].splitlines()[2:]]
     assert [[cell.strip() for cell in line[1:-1]] for line in lines] == [
         ["`base`", "1", "results", "abc0", "2026-01-01", "A, 1 thread"],
         ["`base`", "1", "results", "abc1", "2026-01-02", "A, 1 thread"],
     ]
+
+
+def test_seconds_of_runs_that_shared_the_machine_give_way_to_those_of_a_run_alone(tmp_path):
+    commands = {name: "train.py --model large --epochs 1" for name in ("large-s0", "large-alone-s0")}
+    write_run(tmp_path, "large-s0", commands["large-s0"], seconds=90, note=f"{SHARED.format(2)}\n")
+    seconds = []
+    for _ in range(2):
+        (line,) = tables(tmp_path, commands)["results"].splitlines()[2:]
+        seconds.append(line.split("|")[-2].strip())
+        write_run(tmp_path, "large-alone-s0", commands["large-alone-s0"], seconds=40)
+    assert seconds == ["90.0*", "40.0"]
+    assert groups()["results"]["large-alone-s0"] == groups()["results"]["large-s0"]
 
 
 def test_records_of_another_loop_are_counted_by_commit(tmp_path, monkeypatch):
