@@ -18,6 +18,7 @@ interrupted ones continue, those of studies.replay start again. The figures need
 matplotlib, which is in requirements-dev.txt.
 """
 
+import ast
 import collections
 import functools
 import json
@@ -64,6 +65,7 @@ from support.files import lock, read_text, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOP = ("data.py", "model.py", "train.py", "evaluate.py", "support/optim.py", "support/recipes.py")
+WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef)
 REPLAY_LOOP = ("data.py", "evaluate.py", "studies/replay.py", "studies/published.py")
 
 
@@ -186,9 +188,24 @@ def by_older_code(records):
 
 @functools.cache
 def same_code(commit, files):
-    """Whether the files are those of `commit`; a commit marked dirty counts as another."""
-    command = ["git", "-C", str(ROOT), "diff", "--quiet", commit, "--", *files]
-    return not subprocess.run(command, stderr=subprocess.DEVNULL).returncode
+    """Whether the files are those of `commit` but for docstrings and comments; one marked dirty counts as another."""
+    return all(code_of(file, commit) == code_of(file) for file in files)
+
+
+def code_of(file, commit=None):
+    """What Python parses in a file of a commit, or of today, without docstrings; None where there is no such file."""
+    if commit is None:
+        source = read_text(ROOT / file) if (ROOT / file).exists() else None
+    else:
+        shown = subprocess.run(["git", "-C", str(ROOT), "show", f"{commit}:{file}"], capture_output=True, text=True)
+        source = None if shown.returncode else shown.stdout
+    if source is None:
+        return None
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, WITH_DOCSTRING) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return ast.dump(tree)
 
 
 def is_quick(name):

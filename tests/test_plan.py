@@ -97,6 +97,7 @@ def test_records_of_another_loop_are_counted_by_commit(tmp_path, monkeypatch):
 
     git("init")
     first, second, last = committed("train.py", "1"), committed("train.py", "2"), committed("studies/replay.py", "3")
+    last = committed("train.py", '"""Not code."""\n2  # nor this')
     records = tmp_path / "records"
     records.mkdir()
     monkeypatch.setattr(reproduce, "ROOT", tmp_path)
