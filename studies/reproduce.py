@@ -65,8 +65,8 @@ from support.files import lock, read_text, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOP = ("data.py", "model.py", "train.py", "evaluate.py", "support/optim.py", "support/recipes.py")
-WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef)
 REPLAY_LOOP = ("data.py", "evaluate.py", "studies/replay.py", "studies/published.py")
+WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef)
 
 
 def run_all(runs, folder, jobs, extra, read=()):
@@ -186,12 +186,13 @@ def by_older_code(records):
     return f"{older.total()} of {len(logs)} records are of older code of the loop: {commits}" if older else None
 
 
-@functools.cache
 def same_code(commit, files):
     """Whether the files are those of `commit` but for docstrings and comments; one marked dirty counts as another."""
-    return all(code_of(file, commit) == code_of(file) for file in files)
+    known = re.fullmatch("[0-9a-f]{7,40}", commit)  # from a log, and git would take "--output=..." for an option
+    return known is not None and all(code_of(file, commit) == code_of(file) for file in files)
 
 
+@functools.cache
 def code_of(file, commit=None):
     """What Python parses in a file of a commit, or of today, without docstrings; None where there is no such file."""
     if commit is None:

@@ -101,7 +101,7 @@ def test_records_of_another_loop_are_counted_by_commit(tmp_path, monkeypatch):
     records = tmp_path / "records"
     records.mkdir()
     monkeypatch.setattr(reproduce, "ROOT", tmp_path)
-    reproduce.same_code.cache_clear()
+    reproduce.code_of.cache_clear()
 
     def record(name, commit, command="train.py"):
         head = HEADER.format(date="", commit=commit, arguments="seed=0")
@@ -111,9 +111,11 @@ def test_records_of_another_loop_are_counted_by_commit(tmp_path, monkeypatch):
     record("b", last)
     record("c", last, REPLAY)
     assert reproduce.by_older_code(records) is None  # the change of the replays is none of theirs
-    for name, commit in (("d", first), ("e", first), ("f", f"{last}-dirty"), ("g", "unknown")):
+    for name, commit in (("d", first), ("e", first), ("f", f"{last}-dirty"), ("g", f"--output={tmp_path}/option")):
         record(name, commit)
     record("h", second, REPLAY)
     said = reproduce.by_older_code(records)
-    counts = f"2 of {first}, 1 of {last}-dirty, 1 of unknown, 1 of {second}"
+    counts = f"2 of {first}, 1 of {last}-dirty, 1 of --output={tmp_path}/option, 1 of {second}"
     assert said == f"5 of 8 records are of older code of the loop: {counts}"
+    assert not list(tmp_path.glob("option*"))  # the commit of a log is no option of git
+    reproduce.code_of.cache_clear()
