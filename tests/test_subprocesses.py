@@ -61,14 +61,27 @@ def test_a_measured_process_reports_its_own_times_and_peak_of_memory(setting, mo
 
 @pytest.mark.skipif(not subprocesses.status("RssAnon"), reason="this system does not tell the anonymous memory")
 def test_mapped_images_that_were_read_count_in_the_resident_memory_but_not_in_the_anonymous(tmp_path):
+    """In a process of its own: a process that has freed memory fills it again without growing."""
     images = torch.ones(2**26 // 784, 1, 28, 28, dtype=torch.uint8)  # 64 MiB
-    before = {field: subprocesses.status(field) for field in ("VmRSS", "RssAnon")}
-    mapped = measure.map_images(measure.write_images(images, 1, tmp_path))
-    assert mapped.min() == 1  # reads every page, and needs no memory for that
-    assert subprocesses.status("VmRSS") > before["VmRSS"] + 48
-    assert subprocesses.status("RssAnon") < before["RssAnon"] + 16
-    copied = mapped.clone()
-    assert subprocesses.status("RssAnon") > before["RssAnon"] + 48 and len(copied) == len(mapped)
+    program = f"""
+import json
+from studies import measure, subprocesses
+
+def memory():
+    return [subprocesses.status(field) for field in ("VmRSS", "RssAnon")]
+
+start = memory()
+mapped = measure.map_images({measure.write_images(images, 1, tmp_path)!r})
+assert mapped.min() == 1  # reads every page
+read = memory()
+copied = mapped.clone()
+print(json.dumps([start, read, memory()]))
+"""
+    start, read, copied = subprocesses.printed_by(program)
+    resident, anonymous = range(2)
+    assert read[resident] > start[resident] + 48
+    assert read[anonymous] < start[anonymous] + 16
+    assert copied[anonymous] > read[anonymous] + 48
 
 
 def test_memory_is_compared_with_that_of_the_imports(setting, monkeypatch):
