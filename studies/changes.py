@@ -113,7 +113,7 @@ def taught_by_digit(weight):
 # ---------------------------------------------------------------------------------------------------------------------
 # The rows: arguments of train.py; "network": arguments of `encoder`, or of the size; "warps": the only ones;
 # "batches", "schedule_function" and "average" replace what their names say; "nesterov": momentum of SGD; "agreement":
-# `taught_by_digit`.
+# `taught_by_digit`; "teacher": the size of a network whose answers replace the labels.
 
 ADAMW, MUON, SGD = dict(optimizer="adamw"), dict(optimizer="muon"), dict(optimizer="sgd", weight_decay=5e-4)
 ABLATIONS = {
@@ -158,6 +158,7 @@ ABLATIONS = {
 }
 WIDE, DEEP = ((16,), (32, 32), (64, 64)), ((16, 16), (32, 32), (64, 64))  # channels; with features for 120,000 weights
 BIG = dict(network=dict(stages=((32, 64), (64, 128), (128, 256)), features=256), epochs=10)
+TAUGHT = dict(teacher="large", label_smoothing=0.0)  # as studies/distill.py, but by one teacher
 TRIES = {  # with AdamW unless a row names another optimiser; tiny at 0.02, its rate with AdamW
     "base": {
         "AdamW": {},
@@ -207,6 +208,12 @@ TRIES = {  # with AdamW unless a row names another optimiser; tiny at 0.02, its 
         "Muon, augmentation 0.25": MUON | dict(augment=0.25),
         "Muon, label smoothing 0": MUON | dict(label_smoothing=0.0),
     },
+    "base-distilled": {  # the recipe's ten epochs and augmentation are among the ablations
+        "labels": {},
+        "answers of a large": TAUGHT,
+        "answers of a large, 15 epochs": TAUGHT | dict(epochs=15),
+    },
+    "tiny-distilled": {"labels": {}, "answers of a large": TAUGHT},
     "large": {
         "as it is": {},
         "augmentation 1.5": dict(augment=1.5),
@@ -221,10 +228,11 @@ TRIES = {  # with AdamW unless a row names another optimiser; tiny at 0.02, its 
 }
 SEARCHES = {  # name: size, arguments of all rows, rows
     "ablations": ("base", dict(epochs=3), ABLATIONS),
-    **{
-        size: (size, ADAMW | dict(learning_rate=0.02) if size == "tiny" else ADAMW, rows)
-        for size, rows in TRIES.items()
-    },
+    "base": ("base", ADAMW, TRIES["base"]),
+    "tiny": ("tiny", ADAMW | dict(learning_rate=0.02), TRIES["tiny"]),
+    "large": ("large", ADAMW, TRIES["large"]),
+    "base-distilled": ("base", dict(epochs=30, augment=1.0), TRIES["base-distilled"]),
+    "tiny-distilled": ("tiny", dict(epochs=30), TRIES["tiny-distilled"]),
 }
 
 

@@ -19,7 +19,7 @@ from support import cli
 from support.flags import DATASETS
 
 SEEDS, PARTS, QUICK_IMAGES = 5, 4, 1536
-NAMES = ("ablations", "base", "tiny", "large")
+NAMES = ("ablations", "base", "tiny", "large", "base-distilled", "tiny-distilled")
 SCORES = ("digit_accuracy", "sum_accuracy", "joint_accuracy", "head_agreement")
 FIGURES = ("seconds", "parameters", *SCORES)
 
@@ -44,15 +44,16 @@ if __name__ == "__main__":
 from tqdm import tqdm
 
 import data
+import train
 from evaluate import answers, pair_outputs, score
 from model import build_model
 from studies.changes import SEARCHES, changed
+from studies.distill import taught_batches
 from studies.markdown import table
 from studies.measure import Run, held_out, keep_memory
 from support.device import choose_device, set_deterministic
 from support.files import read_text, write_atomically
 from support.runlog import environment
-from train import NOT_STORED, parse_arguments
 
 EQUAL = 0.05  # points of joint accuracy: a difference within them does not matter
 T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)  # Student's t, 97.5 %, 1 to 11 degrees
@@ -62,7 +63,16 @@ T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)  # Stude
 
 
 def train_one(size, change, training, held, seed, device):
-    """Train `size` with a change; {name: value} of FIGURES, SCORES in %."""
+    """Train `size` with a change; {name: value} of FIGURES, SCORES in %.
+
+    A teacher is trained first, on the same images and with the same seed, by its own recipe.
+    """
+    change = dict(change)
+    if "teacher" in change:
+        teacher = Run(change.pop("teacher"), training, device, seed=seed)
+        teacher.train()
+        bfloat16 = train.parse_arguments(["--model", size])[0].precision == "bfloat16"
+        change["batches"] = taught_batches([teacher.scored.eval()], bfloat16)
     with changed(size, change) as (arguments, average):
         run = Run(size, training, device, seed=seed, **arguments)
         if average:
@@ -144,9 +154,9 @@ def search_tables(record):
 
 def recipe_of(size):
     """What the rows of a search change, in words: {"recipe", "network"} of a size."""
-    args = vars(parse_arguments(["--model", size])[0])
+    args = vars(train.parse_arguments(["--model", size])[0])
     recipe = " ".join(
-        f"{name}={value}" for name, value in args.items() if name not in (*NOT_STORED, "run_name", "precision")
+        f"{name}={value}" for name, value in args.items() if name not in (*train.NOT_STORED, "run_name", "precision")
     )
     sizes = [list(value.shape) for value in build_model(size).parameters()]
     return {"recipe": recipe, "network": f"weights of {sizes}"}

@@ -18,7 +18,7 @@ from support import optim
 from support.cli import UserError
 
 CPU = torch.device("cpu")
-OWN = ("network", "warps", "batches", "nesterov", "schedule_function", "average", "agreement")
+OWN = ("network", "warps", "batches", "nesterov", "schedule_function", "average", "agreement", "teacher")
 REPLACING = {what: change for what, change in changes.ABLATIONS.items() if any(name in change for name in OWN)}
 
 
@@ -46,7 +46,7 @@ def trained(parts):
         with patch.object(search, "Run", kept):
             figures = search.train_one("tiny", change, *parts, 0, CPU)
         assert set(figures) == set(search.FIGURES)
-        return [value.double().sum().item() for value in runs[0].scored.parameters()]
+        return [value.double().sum().item() for value in runs[-1].scored.parameters()]
 
     return train_one
 
@@ -64,6 +64,18 @@ def test_each_replacement_acts_and_leaves_nothing_behind(trained, plain, what):
 
     before = replaced()
     assert trained(REPLACING[what]) != plain and replaced() == before
+
+
+def test_a_teacher_is_trained_by_its_own_recipe_on_the_same_images_and_answers_for_the_labels(trained, plain, parts):
+    with patch.object(search, "taught_batches", wraps=search.taught_batches) as taught:
+        assert trained(dict(teacher="fast", addends_per_image=3)) != trained(dict(addends_per_image=3))
+    ((teachers, bfloat16),) = (call.args for call in taught.call_args_list)
+    run = search.Run("fast", parts[0], CPU, seed=0)
+    run.train()
+    for ours, wanted in zip(teachers[0].parameters(), run.scored.parameters(), strict=True):
+        assert torch.equal(ours, wanted)
+    assert not teachers[0].training and not bfloat16  # the precision of tiny
+    assert trained({}) == plain
 
 
 def test_the_arguments_of_the_rows_are_flags_of_train(small):
