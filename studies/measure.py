@@ -18,6 +18,7 @@ import train
 from data import generator_for
 from evaluate import predict_pairs, score
 from support import graphs
+from support.cli import UserError
 
 
 @dataclasses.dataclass
@@ -96,6 +97,15 @@ def make_row(what, unit, ours, rival=None, middle=statistics.median):
     row["ratio"] = row["ours"] / row["rival"] if rival else None
     turns = [mine / other for mine, other in zip(ours, rival, strict=True)] if rival else ours
     return row | {"spread": [min(turns), max(turns)] if turns else [None, None], "repeats": len(ours)}
+
+
+def check_setting(record, setting, path):
+    """Raise UserError where an entry of `setting` differs in the record at `path`, which is to be continued: figures of
+    several machines or versions do not belong in one table."""
+    for name, value in setting.items():
+        if record.get(name) != value:
+            found = str(record.get(name))[:100]
+            raise UserError(f"{path} has other {name}: {found}; choose another file, or remove it")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ from model import build_model
 from studies.changes import SEARCHES, changed
 from studies.distill import taught_batches
 from studies.markdown import table
-from studies.measure import Run, held_out, keep_memory
+from studies.measure import Run, check_setting, held_out, keep_memory
 from support.device import choose_device, set_deterministic
 from support.files import read_text, write_atomically
 from support.runlog import environment
@@ -101,7 +101,7 @@ def describe(change):
 
 def read_record(path, search, setting):
     """The record at `path`, which this search is to continue. Raises UserError where it is none, or its entries differ
-    from those in `setting`: other images or versions do not belong in one table."""
+    from those in `setting`."""
     try:
         record = json.loads(read_text(path))
         right = record["search"] == search and all(
@@ -112,13 +112,11 @@ def read_record(path, search, setting):
             and all(isinstance(row[name], int | float) for name in FIGURES)
             for row in record["rows"]
         )
-    except (LookupError, TypeError, ValueError):
+    except (LookupError, RecursionError, TypeError, ValueError):
         right = False
     if not right:
         raise cli.UserError(f"{path} holds no figures of the search {search}; choose another file, or remove it")
-    for name, value in setting.items():
-        if record.get(name) != value:
-            raise cli.UserError(f"{path} has other {name}: {record.get(name)}; choose another file, or remove it")
+    check_setting(record, setting, path)
     return record
 
 
@@ -187,7 +185,8 @@ def main(argv=None):
     if args.quick:
         images, digits, settings = images[:QUICK_IMAGES], digits[:QUICK_IMAGES], settings | {"epochs": 1}
     where = environment(device)
-    setting = {"data set": f"{dataset}: {len(images):,d} images", "versions": where["versions"]} | recipe_of(size)
+    setting = {"data set": f"{dataset}: {len(images):,d} images"} | recipe_of(size)
+    setting |= {name: where[name] for name in ("device", "versions")}
     record = {"search": args.search, "rows": []} | where | setting
     if args.json and args.json.exists():
         record |= read_record(args.json, args.search, setting)

@@ -33,7 +33,6 @@ except ImportError:  # Windows
     resource = None
 
 ROOT = Path(__file__).resolve().parent.parent
-QUICK_IMAGES = 1280
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -253,7 +252,7 @@ def child(name, count, times, steps, dataset, data_dir, device, path, changes):
 
 def in_a_process(setting, name="", times=1, steps=None, folder=None, **changes):
     """{name: figure} that a `child` in a process of its own prints, the times as seconds since that process began."""
-    count = QUICK_IMAGES if setting.quick else len(setting.training[0])
+    count = len(setting.training[0])
     path = write_images(setting.first(count)[0], times, folder) if folder else None
     words = (name, count, times, steps, setting.dataset, setting.data_dir, str(setting.device), path, changes)
     return from_a_process(f"from studies import subprocesses; subprocesses.child(*{words!r})")
@@ -298,7 +297,7 @@ def trained(recipe, kept, count, dataset, data_dir, device):
 
 def trained_in_a_process(setting, recipe, kept):
     """What `trained` prints in a process of its own."""
-    count = QUICK_IMAGES if setting.quick else None
+    count = len(setting.training[0]) if setting.quick else None
     words = (recipe, kept, count, setting.dataset, setting.data_dir, str(setting.device))
     return printed_by(f"from studies import subprocesses; subprocesses.trained(*{words!r})")
 

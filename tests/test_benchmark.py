@@ -11,10 +11,11 @@ import data
 from conftest import same
 from evaluate import predict_pairs
 from model import build_model
-from studies import benchmark, measure, rivals
+from studies import benchmark, measure, rivals, sections
 from studies.markdown import NOT_RECORDED
 from studies.speed_tables import COMMANDS, RIVALS, speed_table, speed_tables
 from support.checkpoint import load_checkpoint
+from support.runlog import environment
 
 CPU = torch.device("cpu")
 
@@ -40,7 +41,7 @@ def setting(small_dir, training):
 
 def test_every_row_has_figures_and_json_says_the_same_as_the_table(run, flags, monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "QUICK_IMAGES", 130)  # two batches of `base`
-    monkeypatch.setattr(benchmark, "QUICK_TARGETS", (0.01, 0.02))
+    monkeypatch.setattr(sections, "QUICK_TARGETS", (0.01, 0.02))
     for name in ("start", "commands", "memory", "allocator", "several"):  # in test_subprocesses.py
         monkeypatch.setitem(benchmark.SECTIONS, name, lambda setting: [measure.make_row("", "s", [1.0])])
     status, out, _ = run(benchmark, *flags, "--json", "table.json")
@@ -66,13 +67,22 @@ def test_every_row_has_figures_and_json_says_the_same_as_the_table(run, flags, m
 
 
 def test_only_measures_what_is_asked_for_and_keeps_the_other_sections_of_the_json(run, flags, tmp_path):
-    old = measure.make_row("kept", "s", []) | {"section": "memory", "commit": "0000000"}
-    (tmp_path / "b.json").write_text(json.dumps({"rows": [old, {"section": "scoring"}]}))
+    kept = [
+        measure.make_row("kept", "s", []) | {"section": section, "commit": "0000000"} for section in ("memory", "usual")
+    ]
+    record = environment(CPU) | {"rows": [*kept, {"section": "scoring"}]}
+    (tmp_path / "b.json").write_text(json.dumps(record))
     status, out, _ = run(benchmark, *flags, "--only", "scoring", "--json", "b.json")
     assert status == 0 and re.findall(r"^(\w+), measured in", out, re.MULTILINE) == ["scoring"]
-    rows = json.loads((tmp_path / "b.json").read_text())["rows"]
-    assert rows[0] == old and {row["section"] for row in rows[1:]} == {"scoring"}
-    assert all(row["commit"] != "0000000" for row in rows[1:])
+    usual, *new, memory = json.loads((tmp_path / "b.json").read_text())["rows"]  # in the order of a whole benchmark
+    assert [memory, usual] == kept and {row["section"] for row in new} == {"scoring"}
+    assert all(row["commit"] != "0000000" for row in new)
+    for entry in ("device", "versions"):
+        text = json.dumps(record | {entry: "others"})
+        (tmp_path / "b.json").write_text(text)
+        status, _, err = run(benchmark, *flags, "--only", "scoring", "--json", "b.json")
+        assert status == 2 and f"b.json has other {entry}: others" in err and err.count("\n") == 1
+        assert (tmp_path / "b.json").read_text() == text
 
 
 def odd_rows():
@@ -149,7 +159,7 @@ def test_the_usual_loop_runs_in_both_memory_layouts(setting, monkeypatch):
         seen.add((loader.num_workers, memory_format))
 
     monkeypatch.setattr(rivals, "usual_epoch", usual_epoch)
-    whats = [row["what"] for row in benchmark.usual(setting)]
+    whats = [row["what"] for row in sections.usual(setting)]
     assert seen == {(n, layout) for n in (0, 2) for layout in (torch.contiguous_format, torch.channels_last)}
     assert len(whats) == 4 and sum("channels_last" in what for what in whats) == 2
 
@@ -167,8 +177,8 @@ def test_images_on_disk_give_the_same_batches(setting, tmp_path):
 def test_growth_has_an_exponent_for_each_step_of_a_curve_that_bends(setting, monkeypatch):
     seconds = {1: 1.0, 4: 2.0, 16: 32.0, 2: 1.0, 5: 1.0, 10: 1.0, "tiny": 1.0, "base": 1.0, "large": 10.0}
     seconds |= {"mapped": 3.0, "in memory": 2.0}
-    monkeypatch.setattr(benchmark, "in_turns", lambda jobs, *_: {name: [seconds[name]] for name in jobs})
-    rows = {row["what"]: row["ours"] for row in benchmark.growth(setting)}
+    monkeypatch.setattr(sections, "in_turns", lambda jobs, *_: {name: [seconds[name]] for name in jobs})
+    rows = {row["what"]: row["ours"] for row in sections.growth(setting)}
     exponents = {what: value for what, value in rows.items() if "exponent" in what}
     assert len(exponents) == 2 + 3 + 2
     assert exponents["growth exponent in images, 1 to 4"] == pytest.approx(0.5)
@@ -189,8 +199,8 @@ def test_sixteen_times_the_images_are_timed_in_part_and_taken_in_proportion(sett
 
     monkeypatch.setattr(measure.train, "train_epoch", train_epoch)
     monkeypatch.setattr(measure, "now", lambda device: clock[0])
-    monkeypatch.setattr(benchmark, "in_turns", lambda given, *_: jobs.update(given) or {name: [1.0] for name in given})
-    list(benchmark.growth(setting))
+    monkeypatch.setattr(sections, "in_turns", lambda given, *_: jobs.update(given) or {name: [1.0] for name in given})
+    list(sections.growth(setting))
     assert jobs[16]() == 76 and clock[0] == 1 + 1 + 75 // 16
 
 
@@ -212,9 +222,9 @@ def test_overhead_and_target_do_not_count_what_happens_between_the_steps(setting
     monkeypatch.setattr(measure, "now", lambda device: clock[0])
     monkeypatch.setattr(measure, "bare_steps", lambda run, batch, steps: spend(2 * steps))
     monkeypatch.setattr(measure, "joint_accuracy", lambda *_: spend(1000, next(accuracies)))
-    for row in benchmark.overhead(setting):  # 600 images: 5 steps of 128, the last of 88
+    for row in sections.overhead(setting):  # 600 images: 5 steps of 128, the last of 88
         assert (row["ours"], row["rival"]) == (15, pytest.approx(2 * 600 / 128))
-    rows = list(benchmark.target(setting))
+    rows = list(sections.target(setting))
     assert [row["ours"] for row in rows] == [60, 40, 90, 65, None, None, None, None]
     assert [row["what"] for row in rows][3:5] == [
         "base to 50.00 %, test joint there",

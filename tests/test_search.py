@@ -137,11 +137,12 @@ def test_a_search_goes_on_where_it_stopped(run, small_dir, tmp_path):
         record = json.loads((tmp_path / "s.json").read_text())
         assert "| K = 2 " in out
         assert [(row["what"], row["seed"]) for row in record["rows"]] == list(itertools.product(rows, range(2)))
-        for damage in ({"search": "base"}, {"rows": [{"what": 1}]}, {"rows": None}):
-            (tmp_path / "s.json").write_text(json.dumps(record | damage))
+        damaged = [record | damage for damage in ({"search": "base"}, {"rows": [{"what": 1}]}, {"rows": None})]
+        for text in (*map(json.dumps, damaged), "[" * 100_000):
+            (tmp_path / "s.json").write_text(text)
             status, _, err = run(search, *flags, "--json", "s.json")
             assert status == 2 and "holds no figures" in err and err.count("\n") == 1
-        for entry in ("data set", "versions"):
+        for entry in ("data set", "device", "versions"):
             (tmp_path / "s.json").write_text(json.dumps(record | {entry: "others"}))
             status, _, err = run(search, *flags, "--json", "s.json")
             assert status == 2 and f"has other {entry}: others" in err
