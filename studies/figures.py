@@ -34,7 +34,7 @@ import plot
 import support.figures
 from data import load_digits
 from studies import robustness
-from studies.errors import draw_misread
+from studies.error_tables import draw_misread
 from studies.likeness import published_figures, read_replay
 from support.files import read_text, write_atomically
 

@@ -9,7 +9,7 @@ import textwrap
 
 import train
 from studies import plan
-from studies.errors import errors_tables
+from studies.error_tables import errors_tables
 from studies.likeness import compare, distance, likeness_rows, published_figures, read_replay, summary
 from studies.markdown import NOT_RECORDED, mean_sd, table, with_error
 from studies.published import DESIGNS
