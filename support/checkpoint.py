@@ -132,17 +132,13 @@ def check_progress(state, path, epochs, validated):
         raise CheckpointError(f"{path} holds weights only ({', '.join(missing)} missing); resume from a last.pt")
     done, history, best = state["epoch"], state["history"], state["best"]
     check(whole(done, 1) and done <= epochs, path, "epoch")
-    columns = {"epoch", "learning_rate", "digit_loss", "sum_loss", "seconds", *(ACCURACIES if validated else ())}
+    columns = {"epoch", "learning_rate", "digit_loss", "sum_loss", "seconds", *TRAIN_ACCURACIES}
+    columns, losses = (columns | {*ACCURACIES}, {*VAL_LOSSES}) if validated else (columns, set())
     check(type(history) is list and len(history) == done, path, "history")
     for epoch, row in enumerate(history, 1):
-        check(type(row) is dict, path, "history")
-        # Runs from before these columns lack them; None stands for a loss that was not finite.
-        losses = {name: row[name] for name in VAL_LOSSES if validated and name in row}
-        accuracies = {name for name in TRAIN_ACCURACIES if name in row}
-        check(len(losses) in (0, len(VAL_LOSSES)) and len(accuracies) in (0, len(TRAIN_ACCURACIES)), path, "history")
-        check(set(row) == columns | set(losses) | accuracies, path, "history")
-        check(all(number(row[name]) for name in columns | accuracies), path, "history")
-        check(all(loss is None or number(loss) for loss in losses.values()), path, "history")
+        check(type(row) is dict and set(row) == columns | losses, path, "history")
+        check(all(number(row[name]) for name in columns), path, "history")
+        check(all(row[name] is None or number(row[name]) for name in losses), path, "history")  # None: not finite
         check(row["epoch"] == epoch and type(row["epoch"]) is int, path, "history")
     check(type(best) is dict and set(best) == {"epoch", "joint_accuracy", "weights"}, path, "best")
     check(whole(best["epoch"], 1) and best["epoch"] <= done, path, "best")

@@ -8,7 +8,6 @@ from collections import namedtuple
 from pathlib import Path
 
 from support import runlog, sweep
-from support.checkpoint import TRAIN_ACCURACIES, VAL_LOSSES
 from support.cli import UserError, one_line, warn
 from support.files import read_text
 from support.flags import SCHEDULES
@@ -32,9 +31,7 @@ def read(path):
 
 def run_of(path, headings, rows):
     """The `Run` of a table, with the log beside its file where there is one. Raises UserError."""
-    known = [name for name in runlog.COLUMNS if name in headings]
-    missing = set(runlog.COLUMNS) - {*headings, *TRAIN_ACCURACIES, *VAL_LOSSES}  # older runs lack these columns
-    if headings != known or missing:
+    if headings != list(runlog.COLUMNS):
         raise UserError(f"{path} is not a CSV file of train.py: its first line is {one_line(','.join(headings))[:80]}")
     epochs, test = [], {}
     for row in rows:
@@ -83,7 +80,9 @@ def read_files(names):
     UserError.
     """
     named, groups, sweeps, checkpoints = {}, {}, [], []
-    for name in map(Path, names):
+    names = list(dict.fromkeys(map(Path, names)))
+    files = [name.name for name in names]
+    for name in names:
         found = [name]
         if name.is_dir():
             logs = name / "logs" if (name / "logs").is_dir() else name
@@ -103,11 +102,15 @@ def read_files(names):
                     raise
                 warn(f"skipped: {error}")
                 continue
+            group = group_of(path)
             if isinstance(table, Sweep):
                 sweeps.append((path, table))
+            elif path is not name:
+                groups.setdefault((path.parent, group), {}).setdefault(group, []).append(table)
             else:
-                figure = named if path is name else groups.setdefault((path.parent, group_of(path)), {})
-                figure.setdefault(group_of(path), []).append(table)
+                if files.count(path.name) > 1:  # of several folders: not seeds of one run
+                    group = str(path.with_name(group))
+                named.setdefault(group, []).append(table)
     return [figure for figure in (named, *groups.values()) if figure], sweeps, checkpoints
 
 

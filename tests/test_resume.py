@@ -18,7 +18,7 @@ import torch
 import train
 from conftest import FILES_OF_A_RUN, ROOT, contents, same
 from support import runlog
-from support.checkpoint import load_checkpoint, save_checkpoint
+from support.checkpoint import load_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -161,22 +161,6 @@ def test_a_run_with_a_huge_loss_is_continued(run, small_flags, stop_after, monke
     stop_after(None)
     status, out, _ = run(train, "--resume", "last.pt", *small_flags)
     assert status == 0 and len(set(map(len, re.findall(r"^ +[12]  .*e\+28 .*$", out, re.MULTILINE)))) == 1
-
-
-def test_a_run_from_before_some_columns_is_continued(run, small_flags, stop_after, tmp_path):
-    stop_after(1)
-    assert run(train, *small_flags)[0] == 130
-    state = load_checkpoint("last.pt")
-    for name in ("train_digit_accuracy", "train_sum_accuracy", "val_digit_loss", "val_sum_loss"):
-        del state["history"][0][name]
-    save_checkpoint(tmp_path / "logs" / "run-last.pt", state)
-    stop_after(None)
-    status, out, _ = run(train, "--resume", "logs/run-last.pt", *small_flags)
-    assert status == 0 and re.search(r"^ +1 +[\d.]+ +[\d.]+ +[\d.]+ +- +- +- +- +\d", out, re.MULTILINE)
-    rows = list(csv.DictReader((tmp_path / "logs" / "run.csv").open()))
-    for name in ("train_sum_accuracy", "val_sum_loss"):
-        assert rows[0][name] == "" and float(rows[1][name]) > 0
-    assert run(train, "--resume", "logs/run-last.pt", *small_flags)[0] == 0  # rows with and without them
 
 
 def test_a_log_of_other_headings_without_an_epoch_may_be_replaced(run, small_flags, tmp_path):
