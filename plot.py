@@ -13,6 +13,7 @@ From the CSV file of `train.py --find-lr`: the sweep. From a folder: all of
 these that it holds. The last lines name the files that were written.
 """
 
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -220,7 +221,7 @@ def figures_of(runs, sweeps, checkpoints, args, theme):
     for groups in runs:
         if len(groups) > MOST:
             raise cli.UserError(f"{len(groups)} different runs do not fit into a figure; name at most {MOST}")
-        yield "-".join(["curves", *groups]), partial(draw_runs, groups, theme)
+        yield re.sub(r"[/\\:]+", "-", "-".join(["curves", *groups])), partial(draw_runs, groups, theme)
     for path, sweep in sweeps:
         yield path.stem, partial(draw_sweep, sweep, theme)
     for path in checkpoints:

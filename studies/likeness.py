@@ -6,7 +6,6 @@ average-pooling were read off its vector graphics. The runs of studies/replay.py
 
 import csv
 import functools
-import io
 import statistics
 import textwrap
 from pathlib import Path
@@ -21,7 +20,7 @@ SECOND_LOG = " (second log)"  # of argmax-regression, whose two logs are of the 
 def read_figures(path):
     """{design: {quantity: {epoch: value}}} of published_logs.csv or of the CSV of a replay; an epoch is a text."""
     found = {}
-    for row in csv.DictReader(io.StringIO(read_text(path))):
+    for row in csv.DictReader(read_text(path).splitlines()):
         epochs = found.setdefault(row["design"], {}).setdefault(row["quantity"], {})
         epochs[row["epoch"]] = float(row["value"])
     return found
@@ -29,7 +28,7 @@ def read_figures(path):
 
 @functools.cache
 def published_figures(design):
-    """{quantity: {epoch: value}} of the design's log, or logs as a list: [] where there is none."""
+    """[{quantity: {epoch: value}}] of the design's log, or two; [] where there is none."""
     figures = read_figures(PUBLISHED)
     return [figures[name] for name in (design, design + SECOND_LOG) if name in figures]
 

@@ -267,8 +267,7 @@ def read_accuracies(path):
 
     Raises LookupError where they are not there.
     """
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(read_text(path).splitlines()))
     if rows and "quantity" in rows[0]:  # of studies/replay.py
         ours = {row["quantity"]: 100 * float(row["value"]) for row in rows}
         return {name: ours[f"all_pairs_{name}"] for name in ACCURACIES}

@@ -170,7 +170,7 @@ def is_made(path, read):
     try:
         networks = json.loads(read_text(path)).get("networks", [])
         return read <= {network.get("name", network.get("checkpoint")).removesuffix(".pt") for network in networks}
-    except (AttributeError, TypeError, ValueError):  # damaged
+    except (AttributeError, RecursionError, TypeError, ValueError):  # damaged
         return False
 
 
@@ -210,8 +210,9 @@ def code_of(file, commit=None):
 
 
 def is_quick(name):
-    """Whether --quick includes the run: the first seed, no tries, no ablations, nothing distilled."""
-    return name.endswith("-s0") and not any(f"-{kind}-" in name for kind in ("try", "ablation", "distilled"))
+    """Whether --quick includes the run: the first seed, of the runs behind the tables that it prints."""
+    left_out = ("try", "ablation", "distilled", "corrupted", "alone")
+    return name.endswith("-s0") and not any(f"-{kind}-" in name for kind in left_out)
 
 
 def main(argv=None):

@@ -1,8 +1,8 @@
 """Command lines: argument types, arguments read from a checkpoint, errors in one line.
 
 A script calls `begin_script(make_parser)` before its slow imports and ends with `sys.exit(run_script(main))`. Exit
-status 0: done; 2: a wrong input, one line on stderr says what is wrong and what to do; 1: `studies.reproduce --check`
-found a difference; 130: Ctrl-C, 143: SIGTERM.
+status 0: done; 2: a wrong input, one line on stderr says what is wrong and what to do; 1: a comparison that a flag
+asked for found a difference; 130: Ctrl-C, 143: SIGTERM.
 """
 
 import argparse
@@ -186,10 +186,13 @@ def output_file(text):
 
 
 def refuse_overwriting(paths, **outputs):
-    """Raise UserError where an output, {flag: path or None}, is one of the files at `paths`, which are read."""
+    """Raise UserError where an output, {flag: path or None}, is another one or one of `paths`, which are read."""
+    taken = [Path(path).resolve() for path in paths]
     for flag, output in outputs.items():
-        if output and output.resolve() in [Path(path).resolve() for path in paths]:
-            raise UserError(f"--{flag} {output} would overwrite a file that is read")
+        if output:
+            if output.resolve() in taken:
+                raise UserError(f"--{flag} {output} would overwrite a file that is read or written here")
+            taken.append(output.resolve())
 
 
 def span(low, high):

@@ -41,7 +41,7 @@ def write_atomically(path, content):
 
 
 def read_text(path):
-    """The text of a file that `write_atomically` wrote: UTF-8, whatever the system's own encoding is."""
+    """The text of a file in UTF-8, whatever the system's own encoding is."""
     return Path(path).read_text(encoding="utf-8", errors="replace")
 
 

@@ -61,6 +61,19 @@ def test_each_csv_file_is_read_once(run, folder, small_dir, monkeypatch):
     assert sorted(name for name in read if name.endswith(".csv")) == ["run-find-lr.csv", "run.csv", "tiny-s0.csv"]
 
 
+def test_runs_of_one_name_in_two_folders_are_two_curves_and_a_file_named_twice_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        for name in ("tiny-s0", "tiny-s1"):
+            shutil.copy(RECORDS / f"{name}.csv", tmp_path / folder)
+    named = ["a/tiny-s0.csv", "./a/tiny-s0.csv", "a/tiny-s1.csv", "b/tiny-s0.csv"]
+    (groups,), _, _ = curves.read_files(named)
+    assert {label: len(runs) for label, runs in groups.items()} == {"a/tiny": 1, "tiny": 1, "b/tiny": 1}
+    drawn = dict(plot.figures_of([groups], [], [], None, "light"))
+    assert list(drawn) == ["curves-a-tiny-tiny-b-tiny"]
+
+
 def test_the_same_input_gives_the_same_bytes_and_dark_gives_others(run, tmp_path):
     files = [RECORDS / "tiny-s0.csv", RECORDS / "tiny-s1.csv"]
     for flags in (["--out", "a"], ["--out", "b"], ["--out", "a", "--dark", "--format", "svg"]):
@@ -118,15 +131,6 @@ def test_a_run_of_one_epoch_without_validation_shows_its_values():
     assert said[:6] == [["0.63"], ["not recorded"], ["96.40", "99.24"], ["not recorded"], ["99.15"], ["3.7"]]
     assert [list(panel.get_xticks()) for panel in figure.axes[:6]] == [[1], [], [1], [], [1], [1]]
     assert not any("validation" in text.get_text() for text in figure.axes[7].get_legend().get_texts())
-
-
-def test_a_record_from_before_the_validation_losses_and_a_new_log_are_read(trained, tmp_path):
-    lines = [line.split(",") for line in (RECORDS / "study-default-s0.csv").read_text().splitlines()]
-    kept = [column for column, name in enumerate(lines[0]) if not name.startswith("val_")]
-    (tmp_path / "old.csv").write_text("".join(",".join(line[column] for column in kept) + "\n" for line in lines))
-    old, new = curves.read(tmp_path / "old.csv"), curves.read(trained / "logs" / "run.csv")
-    assert len(old.epochs) == 3 and "val_sum_loss" not in old.epochs[0] and old.test["joint_accuracy"] > 0.99
-    assert len(new.epochs) == 2 and new.epochs[0]["val_sum_loss"] > 0 and new.test["val_sum_loss"] > 0
 
 
 def test_the_schedule_is_that_of_the_run():

@@ -15,7 +15,7 @@ from conftest import ROOT
 from data import Batches
 from model import build_model
 from studies import distill, replay, reproduce
-from studies.plan import DISTILL, FAULTLESS, OURS, REPLAY, checkpoint, finished, plan, studies
+from studies.plan import DISTILL, FAULTLESS, OURS, REPLAY, checkpoint, finished, groups, plan, studies
 from studies.published import DESIGNS
 from studies.tables import PAGES, tables
 from support.cli import UserError, run_script
@@ -162,6 +162,18 @@ def test_missing_records_of_studies_are_made_after_the_runs_and_others_kept(run,
     assert read == [f"{size}-{kind}s{seed}" for size in sizes for kind in kinds for seed in range(3)]
     assert line[1:3] == ["-m", "studies.robustness"] and str(folder / "robustness-cpu.json") in line
     assert [word for word in line if word.endswith("base-s1.pt")] == ["logs/records/.checkpoints/base-s1.pt"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"networks": [1]}', '{"networks": [{}]}', "[" * 100_000])
+def test_a_damaged_record_counts_as_missing(tmp_path, text):
+    (tmp_path / "errors.json").write_text(text)
+    assert not reproduce.is_made(tmp_path / "errors.json", {"base-s0"})
+
+
+def test_quick_runs_each_kind_of_training_of_the_tables_that_it_prints_once():
+    printed = set().union(*(groups()[name] for name in ("results", "published", "encodings", "precisions", "weights")))
+    first = {name for name in printed if name.endswith("-s0")} - {"large-alone-s0"}
+    assert {name for name in plan() if reproduce.is_quick(name)} == first
 
 
 def test_every_command_of_a_study_is_one_that_its_script_takes():
