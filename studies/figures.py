@@ -10,7 +10,6 @@ The published log is a line with dots, where there is one; the seeds of ours are
 the highest.
 """
 
-import io
 import json
 import sys
 from functools import partial
@@ -36,7 +35,7 @@ from data import load_digits
 from studies import robustness
 from studies.error_tables import draw_misread
 from studies.likeness import published_figures, read_replay
-from support.files import read_text, write_atomically
+from support.files import read_text
 
 RECORDS = ROOT / "logs" / "records"
 SHOWN = ("curves-base-tiny", *(f"tiny-{name}" for name in ("samples", "errors", "addition", "architecture")))
@@ -68,42 +67,37 @@ PANELS = {  # quantity: label of its axis
     },
 }
 PANELS["two-softmax-lenet"] = PANELS["shared-softmax-lenet"]
-PUBLISHED, REBUILT = "#D55E00", "#0072B2"  # told apart by colour-blind readers, and by the dots
 
 
 def draw(design, runs):
-    """The figure of one design as the text of an SVG file; the same bytes for the same runs."""
-    support.figures.require_matplotlib()
-    with support.figures.matplotlib.rc_context({"svg.hashsalt": design, "svg.fonttype": "none", "font.size": 9}):
-        figure = support.figures.Figure(figsize=(9, 2.7), layout="constrained", facecolor="white")
-        for axes, (quantity, label) in zip(figure.subplots(1, 3), PANELS[design].items(), strict=True):
-            for log in published_figures(design):
-                epochs = [epoch_number(epoch) for epoch in log.get(quantity, {})]
-                axes.plot(epochs, list(log.get(quantity, {}).values()), "o-", color=PUBLISHED, markersize=2.5, lw=1)
-            curves = [run[quantity] for run in runs]
-            values = [[curve[epoch] for curve in curves] for epoch in curves[0]]
-            epochs = [epoch_number(epoch) for epoch in curves[0]]
-            axes.fill_between(epochs, [*map(min, values)], [*map(max, values)], color=REBUILT, alpha=0.25, lw=0)
-            for curve in curves:
-                axes.plot(epochs, list(curve.values()), color=REBUILT, lw=0.8)
-            axes.set_title(label, fontsize="medium")
-            axes.set_xlabel("step" if quantity == "learning_rate" else "epoch")
-            if quantity == "epoch_loss" and max(map(max, values)) > 5 * min(map(min, values)):
-                lines = [list(log[quantity].values()) for log in (*published_figures(design), *runs) if quantity in log]
-                support.figures.log_axis(axes, [(line, line, line) for line in lines])
-            axes.grid(alpha=0.3)
-        handles, labels = [axes.plot([], [], color=REBUILT)[0]], [f"rebuilt, {len(runs)} seeds"]
-        logs = len(published_figures(design))
-        if logs:
-            handles.insert(0, axes.plot([], [], "o-", color=PUBLISHED, markersize=2.5)[0])
-            labels.insert(0, "published" + " (two logs)" * (logs > 1))
-        else:
-            labels[0] += "; there is no published log"
-        figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
-        title = f"{design}: {'published and ' if logs else ''}rebuilt"
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Title": title})
-    return text.getvalue()
+    """The figure of one design, to be called in a style."""
+    _, rebuilt, published, *_ = support.figures.COLOURS["light"]
+    figure, panels = support.figures.new_figure(2.7, 1, 3)
+    logs = published_figures(design)
+    for axes, (quantity, label) in zip(panels, PANELS[design].items(), strict=True):
+        for log in logs:
+            epochs = [epoch_number(epoch) for epoch in log.get(quantity, {})]
+            axes.plot(epochs, list(log.get(quantity, {}).values()), "o-", color=published, markersize=2.5, lw=1)
+        curves = [run[quantity] for run in runs]
+        values = [[curve[epoch] for curve in curves] for epoch in curves[0]]
+        epochs = [epoch_number(epoch) for epoch in curves[0]]
+        axes.fill_between(epochs, [*map(min, values)], [*map(max, values)], color=rebuilt, alpha=0.25, lw=0)
+        for curve in curves:
+            axes.plot(epochs, list(curve.values()), color=rebuilt, lw=0.8)
+        axes.set_title(label, fontsize=9, fontweight="normal")
+        axes.set_xlabel("step" if quantity == "learning_rate" else "epoch")
+        if quantity == "epoch_loss" and max(map(max, values)) > 5 * min(map(min, values)):
+            lines = [list(log[quantity].values()) for log in (*logs, *runs) if quantity in log]
+            support.figures.log_axis(axes, [(line, line, line) for line in lines])
+        axes.grid(alpha=0.3)
+    handles, labels = [axes.plot([], [], color=rebuilt)[0]], [f"rebuilt, {len(runs)} seeds"]
+    if logs:
+        handles.insert(0, axes.plot([], [], "o-", color=published, markersize=2.5)[0])
+        labels.insert(0, "published" + " (two logs)" * (len(logs) > 1))
+    else:
+        labels[0] += "; there is no published log"
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    return figure
 
 
 def epoch_number(text):
@@ -121,10 +115,9 @@ def main(argv=None):
     for design in PANELS:
         runs = [read_replay(path) for path in sorted(RECORDS.glob(f"{design}-published-s*.csv"))]
         if runs:
-            path = Path(args.out) / "studies" / f"{design}.svg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, draw(design, runs))
-            print(path)
+            (Path(args.out) / "studies").mkdir(parents=True, exist_ok=True)
+            with support.figures.style("light"):
+                print(*support.figures.save(draw(design, runs), Path(args.out) / "studies" / design, ["svg"]))
     for name, draw_record in (("errors", draw_errors), ("robustness", robustness.draw)):
         record = RECORDS / f"{name}-cpu.json"
         if record.exists():
