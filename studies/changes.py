@@ -159,7 +159,7 @@ ABLATIONS = {
 WIDE, DEEP = ((16,), (32, 32), (64, 64)), ((16, 16), (32, 32), (64, 64))  # channels; with features for 120,000 weights
 BIG = dict(network=dict(stages=((32, 64), (64, 128), (128, 256)), features=256), epochs=10)
 TAUGHT = dict(teacher="large", label_smoothing=0.0)  # as studies/distill.py, but by one teacher
-TRIES = {  # with AdamW unless a row names another optimiser; tiny at 0.02, its rate with AdamW
+TRIES = {  # base, tiny, large: with AdamW unless a row names another optimiser; tiny at 0.02, its rate with AdamW
     "base": {
         "AdamW": {},
         "channels 16 / 32 / 64": dict(network=dict(stages=((16,), (32,), (64,)))),
@@ -208,7 +208,7 @@ TRIES = {  # with AdamW unless a row names another optimiser; tiny at 0.02, its 
         "Muon, augmentation 0.25": MUON | dict(augment=0.25),
         "Muon, label smoothing 0": MUON | dict(label_smoothing=0.0),
     },
-    "base-distilled": {  # the recipe's ten epochs and augmentation are among the ablations
+    "base-distilled": {
         "labels": {},
         "answers of a large": TAUGHT,
         "answers of a large, 15 epochs": TAUGHT | dict(epochs=15),

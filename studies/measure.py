@@ -34,7 +34,7 @@ class Setting:
     validation: tuple
 
     def first(self, count):
-        """(images, digits) of the first `count` training images; of all for None or where there are fewer."""
+        """(images, digits) of the first `count` training images; of all where there are fewer."""
         return tuple(tensor[:count] for tensor in self.training)
 
 
@@ -103,9 +103,11 @@ def check_setting(record, setting, path):
     """Raise UserError where an entry of `setting` differs in the record at `path`, which is to be continued: figures of
     several machines or versions do not belong in one table."""
     for name, value in setting.items():
-        if record.get(name) != value:
-            found = str(record.get(name))[:100]
-            raise UserError(f"{path} has other {name}: {found}; choose another file, or remove it")
+        if (found := record.get(name)) != value:
+            there, here = str(found).split(), value.split()
+            other = " ".join(word for word in there if word not in here)[:200]
+            own = " ".join(word for word in here if word not in there)[:200]
+            raise UserError(f"{path} has other {name}: {other} there, {own} here; choose another file")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ FIGURES = ("seconds", "parameters", *SCORES)
 def make_parser():
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add("search", choices=NAMES, help="which rows: single changes to base, or the tries for a recipe")
+    add("search", choices=NAMES, help="which rows: single changes to base, tries for a recipe, or what a teacher adds")
     add("--only", nargs="+", metavar="ROW", help="these rows and the first (default: all)")
     add("--seeds", type=cli.integer(1, 12), help=f"trainings of each row (default: {SEEDS}, quick: 1)")
     add("--quick", action="store_true", help="few images, one epoch: does it run, not how well")
@@ -62,17 +62,15 @@ T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)  # Stude
 # Training and scoring
 
 
-def train_one(size, change, training, held, seed, device):
+def train_one(size, change, training, held, seed, device, teacher=None):
     """Train `size` with a change; {name: value} of FIGURES, SCORES in %.
 
-    A teacher is trained first, on the same images and with the same seed, by its own recipe.
+    For a change with a teacher, teacher(its size, seed) returns the trained network.
     """
     change = dict(change)
     if "teacher" in change:
-        teacher = Run(change.pop("teacher"), training, device, seed=seed)
-        teacher.train()
         bfloat16 = train.parse_arguments(["--model", size])[0].precision == "bfloat16"
-        change["batches"] = taught_batches([teacher.scored.eval()], bfloat16)
+        change["batches"] = taught_batches([teacher(change.pop("teacher"), seed)], bfloat16)
     with changed(size, change) as (arguments, average):
         run = Run(size, training, device, seed=seed, **arguments)
         if average:
@@ -150,8 +148,17 @@ def search_tables(record):
     return {f"search-{record['search']}": f"{head}\n\n{made}"}
 
 
+def recipes_of(search):
+    """What the rows of a search change, in words: {"recipe", "network"} of its size, and those of its teachers."""
+    size, _, rows = SEARCHES[search]
+    found = recipe_of(size)
+    for teacher in sorted({change["teacher"] for change in rows.values() if "teacher" in change}):
+        found |= {f"{name} of {teacher}": value for name, value in recipe_of(teacher).items()}
+    return found
+
+
 def recipe_of(size):
-    """What the rows of a search change, in words: {"recipe", "network"} of a size."""
+    """{"recipe", "network"} of a size, in words."""
     args = vars(train.parse_arguments(["--model", size])[0])
     recipe = " ".join(
         f"{name}={value}" for name, value in args.items() if name not in (*train.NOT_STORED, "run_name", "precision")
@@ -163,8 +170,8 @@ def recipe_of(size):
 def is_complete(path):
     """Whether the record at `path` has all rows of its search with all seeds. Raises UserError as `read_record`."""
     name = path.stem.removeprefix("search-")
-    size, settings, rows = SEARCHES[name]
-    found = {(row["what"], row["seed"]): row["change"] for row in read_record(path, name, recipe_of(size))["rows"]}
+    _, settings, rows = SEARCHES[name]
+    found = {(row["what"], row["seed"]): row["change"] for row in read_record(path, name, recipes_of(name))["rows"]}
     wanted = {(what, seed): describe(settings | change) for what, change in rows.items() for seed in range(SEEDS)}
     return wanted.items() <= found.items()
 
@@ -181,23 +188,31 @@ def main(argv=None):
     device = choose_device(args.device)
     set_deterministic(False, device)
     images, digits, dataset = data.load_digits(args.dataset, args.data_dir, train=True)
-    seeds = args.seeds or (1 if args.quick else SEEDS)
+    seeds, quick = args.seeds or (1 if args.quick else SEEDS), {}
     if args.quick:
-        images, digits, settings = images[:QUICK_IMAGES], digits[:QUICK_IMAGES], settings | {"epochs": 1}
+        images, digits, quick = images[:QUICK_IMAGES], digits[:QUICK_IMAGES], {"epochs": 1}
     where = environment(device)
-    setting = {"data set": f"{dataset}: {len(images):,d} images"} | recipe_of(size)
+    setting = {"data set": f"{dataset}: {len(images):,d} images"} | recipes_of(args.search)
     setting |= {name: where[name] for name in ("device", "versions")}
     record = {"search": args.search, "rows": []} | where | setting
     if args.json and args.json.exists():
         record |= read_record(args.json, args.search, setting)
     names, done = list(rows), {(row["what"], row["seed"]): row for row in record["rows"] if row["what"] in rows}
+
+    @functools.lru_cache(1)  # for the rows of a seed
+    def teacher(size, seed):
+        """Trained by its own recipe, on the images that its pupil is trained on."""
+        run = Run(size, held_out("search", images, digits, seed, PARTS)[0], device, seed=seed, **quick)
+        run.train()
+        return run.scored.eval()
+
     jobs = [(seed, what) for seed in range(seeds) for what in chosen]
     for seed, what in tqdm(jobs, unit="training", leave=False, disable=None):
-        change = settings | rows[what]
+        change = settings | rows[what] | quick
         if (what, seed) in done and done[what, seed]["change"] == describe(change):
             continue
         training, held = held_out("search", images, digits, seed, PARTS)
-        figures = train_one(size, change, training, held, seed, device)
+        figures = train_one(size, change, training, held, seed, device, teacher)
         done[what, seed] = dict(what=what, seed=seed, change=describe(change), commit=where["commit"]) | figures
         record["rows"] = sorted(done.values(), key=lambda row: (names.index(row["what"]), row["seed"]))
         if args.json:

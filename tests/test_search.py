@@ -32,7 +32,7 @@ def parts(small):
 def trained(parts):
     """Trains tiny with a change, three steps; returns the sums of the weights that are scored."""
 
-    def train_one(change):
+    def train_one(change, teacher=None):
         change = dict(change)
         if "network" in change:  # of base: the same change in words that fit tiny
             small = dict(stages=((8,), (8,), (8, 16)), features=16, hidden=20)
@@ -44,7 +44,7 @@ def trained(parts):
             return runs[-1]
 
         with patch.object(search, "Run", kept):
-            figures = search.train_one("tiny", change, *parts, 0, CPU)
+            figures = search.train_one("tiny", change, *parts, 0, CPU, teacher)
         assert set(figures) == set(search.FIGURES)
         return [value.double().sum().item() for value in runs[-1].scored.parameters()]
 
@@ -66,16 +66,39 @@ def test_each_replacement_acts_and_leaves_nothing_behind(trained, plain, what):
     assert trained(REPLACING[what]) != plain and replaced() == before
 
 
-def test_a_teacher_is_trained_by_its_own_recipe_on_the_same_images_and_answers_for_the_labels(trained, plain, parts):
-    with patch.object(search, "taught_batches", wraps=search.taught_batches) as taught:
-        assert trained(dict(teacher="fast", addends_per_image=3)) != trained(dict(addends_per_image=3))
-    ((teachers, bfloat16),) = (call.args for call in taught.call_args_list)
-    run = search.Run("fast", parts[0], CPU, seed=0)
-    run.train()
-    for ours, wanted in zip(teachers[0].parameters(), run.scored.parameters(), strict=True):
-        assert torch.equal(ours, wanted)
-    assert not teachers[0].training and not bfloat16  # the precision of tiny
+def test_a_pupil_learns_from_the_answers_of_its_teacher(trained, plain, parts):
+    def teacher(size, seed):
+        asked.append((size, seed))
+        return model.build_model(size).eval()
+
+    asked = []
+    assert trained(dict(teacher="fast"), teacher) != plain and asked == [("fast", 0)]
     assert trained({}) == plain
+    for size in ("tiny", "base"):
+        with patch.object(search, "taught_batches", side_effect=InterruptedError) as taught:
+            with pytest.raises(InterruptedError):
+                search.train_one(size, dict(teacher="fast"), *parts, 0, CPU, teacher)
+        precision = train.parse_arguments(["--model", size])[0].precision  # base: bfloat16 where the CPU has it
+        assert taught.call_args.args[1] == (precision == "bfloat16")
+
+
+def test_a_teacher_is_trained_once_a_seed_by_its_own_recipe_on_the_images_of_its_pupil(run, small_dir, monkeypatch):
+    rows = {"labels": {}, "a": dict(teacher="fast"), "b": dict(teacher="fast", epochs=3)}
+    monkeypatch.setattr(search, "SEARCHES", {"ablations": ("tiny", {}, rows)})
+    monkeypatch.setattr(search, "QUICK_IMAGES", 200)
+    made, run_class = [], search.Run
+
+    def kept(size, training, device, **options):
+        made.append((size, len(training[0]), options))
+        return run_class(size, training, device, **options)
+
+    monkeypatch.setattr(search, "Run", kept)
+    flags = ["ablations", "--quick", "--seeds", "2", "--dataset", "synthetic", "--data-dir", small_dir]
+    assert run(search, *flags, "--device", "cpu")[0] == 0
+    assert [size for size, *_ in made] == ["tiny", "fast", "tiny", "tiny"] * 2
+    assert all(count == 150 and options["seed"] == n // 4 for n, (_, count, options) in enumerate(made))
+    assert all(options["epochs"] == 1 for _, _, options in made)  # with --quick, whatever the row says
+    assert made[1][2].keys() == {"seed", "epochs"}
 
 
 def test_the_arguments_of_the_rows_are_flags_of_train(small):
