@@ -5,10 +5,10 @@
     python -m studies.benchmark --json logs/records/benchmark-cpu.json
     python -m studies.benchmark --only rival overhead --repeats 10
 
-The ratio is ours / rival: lower is better for seconds and memory, higher for
+The ratio is ours / baseline: lower is better for seconds and memory, higher for
 anything per second. Figures are medians of the rounds (means for accuracies in
 `rival`, the smallest in `commands`). The spread is the smallest and the largest
-ratio of a single round, or figure where there is no rival. Within a round
+ratio of a single round, or figure where there is no baseline. Within a round
 everything is measured in turn, A B A B, so that a slow phase of a shared
 machine affects all alike. One more round comes first as a warm-up, except in
 `target`, `memory`, `allocator` and `several` and, with --quick, in `start`,
@@ -64,8 +64,6 @@ def main(argv=None):
     device = choose_device(args.device)
     set_deterministic(False, device)  # as train.py does
     measure.keep_memory()
-    where = environment(device)
-    kept = other_sections(args.json, args.only, where) if args.json and args.only and args.json.exists() else []
     images, digits, dataset = load_digits(args.dataset, args.data_dir, train=True)
     training, validation = split_indices(len(images), len(images) // 12)
     if args.quick:
@@ -74,15 +72,17 @@ def main(argv=None):
     repeats = args.repeats or (1 if args.quick else 5)
     folder = str(Path(args.data_dir).resolve())
     setting = measure.Setting(device, repeats, args.quick, dataset, folder, *halves)
-    header = where | {
+    header = environment(device) | {
         "data set": f"{dataset}: {len(training):,d} training images",
         "repeats": f"{repeats}{', --quick: few images, rough figures' if args.quick else ''}",
     }
+    kept = other_sections(args.json, args.only, header) if args.json and args.only and args.json.exists() else []
     print("\n".join(f"{word:10s}{text}" for word, text in header.items()), end="\n\n", flush=True)
     rows = []
     for name in [name for name in SECTIONS if not args.only or name in args.only]:
         begun = time.perf_counter()
-        measured = [{"section": name, "commit": header["commit"]} | row for row in SECTIONS[name](setting)]
+        made = {"section": name} | {entry: header[entry] for entry in ("commit", "date")}
+        measured = [made | row for row in SECTIONS[name](setting)]
         rows += measured
         print(f"{name}, measured in {time.perf_counter() - begun:.0f} s\n\n{speed_table(measured)}\n", flush=True)
     if args.json:
@@ -90,9 +90,9 @@ def main(argv=None):
         write_atomically(args.json, json.dumps(header | {"rows": rows}, indent=1) + "\n")
 
 
-def other_sections(path, measured, where):
+def other_sections(path, measured, header):
     """The rows in the JSON at `path` of sections that are not measured now. Raises UserError for another file, or a
-    record of another machine or other versions than `where`."""
+    record of another machine, data set or other versions than in the `header`."""
     try:
         record = json.loads(read_text(path))
         kept = [row for row in record["rows"] if row["section"] not in measured]
@@ -101,7 +101,7 @@ def other_sections(path, measured, where):
         right = False
     if not right:
         raise cli.UserError(f"{path} is not a record of this benchmark; choose another --json")
-    measure.check_setting(record, {name: where[name] for name in ("device", "versions")}, path)
+    measure.check_setting(record, {name: header[name] for name in ("device", "versions", "data set")}, path)
     return kept
 
 
@@ -111,8 +111,8 @@ def is_row(row):
     texts = [row[name] for name in ("section", "commit", "what", "unit")]
     figures = [figure for figure in (row["ours"], row["rival"], row["ratio"], low, high) if figure is not None]
     printable = all(isinstance(text, str) and text.isprintable() for text in texts)
-    whole = row["section"] in SECTION_NAMES and isinstance(row["repeats"], int)
-    return whole and printable and all(map(math.isfinite, figures))
+    known = row["section"] in SECTION_NAMES and isinstance(row["repeats"], int)
+    return known and printable and all(map(math.isfinite, figures))
 
 
 if __name__ == "__main__":

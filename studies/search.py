@@ -213,7 +213,8 @@ def main(argv=None):
             continue
         training, held = held_out("search", images, digits, seed, PARTS)
         figures = train_one(size, change, training, held, seed, device, teacher)
-        done[what, seed] = dict(what=what, seed=seed, change=describe(change), commit=where["commit"]) | figures
+        made = {name: where[name] for name in ("commit", "date")}
+        done[what, seed] = dict(what=what, seed=seed, change=describe(change)) | made | figures
         record["rows"] = sorted(done.values(), key=lambda row: (names.index(row["what"]), row["seed"]))
         if args.json:
             write_atomically(args.json, json.dumps(record, indent=1) + "\n")

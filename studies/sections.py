@@ -1,4 +1,4 @@
-"""The sections of the benchmark that run in its own process: each takes a Setting and yields rows."""
+"""The sections of the benchmark that run in the process of the benchmark: each takes a Setting and yields rows."""
 
 import functools
 import itertools
@@ -15,7 +15,7 @@ from studies import measure, rivals
 from studies.changes import changed
 from studies.measure import EndTraining, Run, in_turns, make_row, rate, seconds_of
 
-SEEDS = 10  # of the fast recipe and of its rival
+SEEDS = 10  # of the fast recipe and of the public one
 TARGETS = (0.9855, 0.99)  # validation joint accuracy; the first is what average-pooling of studies/published.py states
 QUICK_TARGETS = (0.3, 0.5)  # `base` reaches these in a few steps
 TURN = 20  # steps

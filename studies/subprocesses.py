@@ -124,7 +124,7 @@ def memory(setting):
 def allocator(setting):
     """Training with `measure.keep_memory` against glibc's default settings: seconds, and minor page faults.
 
-    Of the rival of the fast recipe, in our layout and precision, and of the recipe itself; each round in processes of
+    Of the public recipe, in our layout and precision, and of the fast one; each round in processes of
     its own. The rows of the defaults alone show how much those processes differ. No rows where the C library is not
     glibc.
     """
@@ -254,7 +254,7 @@ def child(name, count, times, steps, dataset, data_dir, device, path, changes):
 def in_a_process(setting, name="", times=1, steps=None, folder=None, **changes):
     """{name: figure} that a `child` in a process of its own prints, the times as seconds since that process began."""
     count = len(setting.training[0])
-    path = write_images(setting.first(count)[0], times, folder) if folder else None
+    path = write_images(setting.training[0], times, folder) if folder else None
     words = (name, count, times, steps, setting.dataset, setting.data_dir, str(setting.device), path, changes)
     return from_a_process(f"from studies import subprocesses; subprocesses.child(*{words!r})")
 

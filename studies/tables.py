@@ -235,7 +235,7 @@ def recorded(path, make_tables, names):
     try:
         made = make_tables(json.loads(read_text(path)))
         return {name: made[name] for name in names}
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
         raise UserError(f"{path} is damaged, or of another version; make it again, or remove it") from None
 
 
@@ -259,11 +259,12 @@ def index(folder, names):
 
 
 def index_rows(file, record):
-    """{"index": the rows of the index for the record of a study}: one for each commit."""
-    commits = {row["commit"] for row in record.get("rows", ()) if "commit" in row} or {record["commit"]}
+    """{"index": the rows of the index for the record of a study}: one for each commit and date."""
+    rows = [row for row in record.get("rows", ()) if "commit" in row] or [record]
+    made = sorted({(row["commit"], row.get("date", "")) for row in rows})
     group = plan.studies().get(file, ("recipes" if file.startswith("search-") else "",))[0]
-    where = record.get("date", ""), record["device"].removeprefix("cpu: ")
-    return {"index": [[f"`{file}`", "", group, commit, *where] for commit in sorted(commits)]}
+    device = record["device"].removeprefix("cpu: ")
+    return {"index": [[f"`{file}`", "", group, commit, date, device] for commit, date in made]}
 
 
 def without_seed(name):

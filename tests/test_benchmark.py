@@ -70,14 +70,15 @@ def test_only_measures_what_is_asked_for_and_keeps_the_other_sections_of_the_jso
     kept = [
         measure.make_row("kept", "s", []) | {"section": section, "commit": "0000000"} for section in ("memory", "usual")
     ]
-    record = environment(CPU) | {"rows": [*kept, {"section": "scoring"}]}
+    images = f"synthetic: {len(data.split_indices(700, 58)[0])} training images"
+    record = environment(CPU) | {"data set": images, "rows": [*kept, {"section": "scoring"}]}
     (tmp_path / "b.json").write_text(json.dumps(record))
     status, out, _ = run(benchmark, *flags, "--only", "scoring", "--json", "b.json")
     assert status == 0 and re.findall(r"^(\w+), measured in", out, re.MULTILINE) == ["scoring"]
     usual, *new, memory = json.loads((tmp_path / "b.json").read_text())["rows"]  # in the order of a whole benchmark
     assert [memory, usual] == kept and {row["section"] for row in new} == {"scoring"}
     assert all(row["commit"] != "0000000" for row in new)
-    for entry in ("device", "versions"):
+    for entry in ("device", "versions", "data set"):
         text = json.dumps(record | {entry: "others"})
         (tmp_path / "b.json").write_text(text)
         status, _, err = run(benchmark, *flags, "--only", "scoring", "--json", "b.json")
