@@ -221,7 +221,7 @@ def figures_of(runs, sweeps, checkpoints, args, theme):
     for groups in runs:
         if len(groups) > MOST:
             raise cli.UserError(f"{len(groups)} different runs do not fit into a figure; name at most {MOST}")
-        yield re.sub(r"[/\\:]+", "-", "-".join(["curves", *groups])), partial(draw_runs, groups, theme)
+        yield re.sub(r"[/\\:]+", "-", "-".join(["curves", *groups]))[:200], partial(draw_runs, groups, theme)
     for path, sweep in sweeps:
         yield path.stem, partial(draw_sweep, sweep, theme)
     for path in checkpoints:

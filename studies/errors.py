@@ -13,7 +13,6 @@ set (C. Guo et al., arXiv 1706.04599, section 4.2).
 
 import json
 import sys
-from pathlib import Path
 
 from support import cli
 
@@ -209,12 +208,10 @@ def load_all(paths):
     Raises UserError for checkpoints of the same name or of several data sets, besides what `load_model` raises.
     """
     loaded, datasets = [], set()
-    for path in paths:
+    for path, name in zip(paths, cli.run_names(paths), strict=True):
         model, state = load_model(path)
-        name, size = Path(path).stem.removesuffix("-best"), state["args"].get("val_size")
+        size = state["args"].get("val_size")
         check(whole(size, 0), path, "args")
-        if name in [other for other, *_ in loaded]:
-            raise cli.UserError(f"two checkpoints have the name {name}; the tables tell them apart by it: rename one")
         if size == 0:
             cli.warn(f"{path} was trained with --val-size 0: its temperatures are fitted on images that it has seen")
         loaded.append((name, model, size))

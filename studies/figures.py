@@ -35,6 +35,7 @@ from data import load_digits
 from studies import robustness
 from studies.error_tables import draw_misread
 from studies.likeness import published_figures, read_replay
+from support.device import count
 from support.files import read_text
 
 RECORDS = ROOT / "logs" / "records"
@@ -70,7 +71,7 @@ PANELS["two-softmax-lenet"] = PANELS["shared-softmax-lenet"]
 
 
 def draw(design, runs):
-    """The figure of one design, to be called in a style."""
+    """The figure of one design; call it within support.figures.style("light")."""
     _, rebuilt, published, *_ = support.figures.COLOURS["light"]
     figure, panels = support.figures.new_figure(2.7, 1, 3)
     logs = published_figures(design)
@@ -90,7 +91,7 @@ def draw(design, runs):
             lines = [list(log[quantity].values()) for log in (*logs, *runs) if quantity in log]
             support.figures.log_axis(axes, [(line, line, line) for line in lines])
         axes.grid(alpha=0.3)
-    handles, labels = [axes.plot([], [], color=rebuilt)[0]], [f"rebuilt, {len(runs)} seeds"]
+    handles, labels = [axes.plot([], [], color=rebuilt)[0]], [f"rebuilt, {count(len(runs), 'seed')}"]
     if logs:
         handles.insert(0, axes.plot([], [], "o-", color=published, markersize=2.5)[0])
         labels.insert(0, "published" + " (two logs)" * (len(logs) > 1))
@@ -112,6 +113,7 @@ def draw_errors(record, theme):
 
 def main(argv=None):
     args = make_parser().parse_args(argv)
+    support.figures.require_matplotlib()
     for design in PANELS:
         runs = [read_replay(path) for path in sorted(RECORDS.glob(f"{design}-published-s*.csv"))]
         if runs:

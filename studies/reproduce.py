@@ -9,9 +9,8 @@
     python -m studies.reproduce --check  run nothing; exit status 1 if a table
                                          differs from the logs
     python -m studies.reproduce --quick  one seed, one epoch of 15,000 images of
-                                         all runs but tries, ablations and
-                                         distilled ones, no studies; prints,
-                                         keeps nothing
+                                         the runs behind some of the tables,
+                                         which are printed; keeps nothing
 
 It can be stopped at any time and called again: finished runs are skipped,
 interrupted ones continue, those of studies.replay start again. The figures need
@@ -39,6 +38,7 @@ GROUPS = (  # of runs, then of studies, in studies.plan
     *("published", "tries", "ablations", "distilled"),
     *("errors", "recipes", "speed"),
 )
+QUICK = ("results", "published", "encodings", "precisions", "weights")  # the tables that --quick prints
 
 
 def make_parser():
@@ -210,9 +210,8 @@ def code_of(file, commit=None):
 
 
 def is_quick(name):
-    """Whether --quick includes the run: the first seed, of the runs behind the tables that it prints."""
-    left_out = ("try", "ablation", "distilled", "corrupted", "alone")
-    return name.endswith("-s0") and not any(f"-{kind}-" in name for kind in left_out)
+    """Whether --quick includes the run: the first seed, once."""
+    return name.endswith("-s0") and not name.endswith("-alone-s0")
 
 
 def main(argv=None):
@@ -220,8 +219,11 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.check and args.quick:
         parser.error("--check and --quick contradict each other")
+    shown = [name for name in QUICK if name in (args.only or QUICK)]
+    if args.quick and not shown:
+        parser.error(f"--quick makes the tables {', '.join(QUICK)}; choose --only from these")
 
-    runs, records = plan(args.only), ROOT / RECORDS
+    runs, records = plan(shown if args.quick else args.only), ROOT / RECORDS
     extra = ["--device", args.device, "--data-dir", args.data_dir]
     if args.quick:
         few = {"train.py": "--epochs 1 --val-size 45000", "-m": "--epochs 1 --images 15000"}
@@ -230,8 +232,7 @@ def main(argv=None):
             run_all(runs, Path(folder), args.jobs or os.cpu_count() or 1, extra)
             print("one epoch of 15,000 images each, whatever the column says:\n")
             made = tables(Path(folder), runs)
-            shown = ("results", "published", "encodings", "precisions", "weights")
-            print("\n\n".join(made[name] for name in shown if name in (args.only or shown)))
+            print("\n\n".join(made[name] for name in shown))
         return 0
     if not args.check:
         require_matplotlib()

@@ -186,9 +186,7 @@ def draw(record, theme):
 def load_networks(paths):
     """[(model, state)] of the checkpoints, as `load_model` returns each. Raises UserError for a damaged argument and
     for files of the same name."""
-    names = [Path(path).name for path in paths]
-    if len(set(names)) < len(names):
-        raise cli.UserError("two checkpoints have the same name; the tables tell them apart by it: rename one")
+    cli.run_names(paths)
     loaded = [load_model(path) for path in paths]
     for path, (_, state) in zip(paths, loaded, strict=True):
         share, held = state["args"].get("augment_corruptions", 0.0), state["args"].get("val_size")

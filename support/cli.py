@@ -186,13 +186,24 @@ def output_file(text):
 
 
 def refuse_overwriting(paths, **outputs):
-    """Raise UserError where an output, {flag: path or None}, is another one or one of `paths`, which are read."""
-    taken = [Path(path).resolve() for path in paths]
+    """Raise UserError where an output, {flag: path or None}, is the same file as another or one of `paths`, which are
+    read."""
+    taken = {Path(path).resolve(): "a file that is read" for path in paths}
     for flag, output in outputs.items():
         if output:
-            if output.resolve() in taken:
-                raise UserError(f"--{flag} {output} would overwrite a file that is read or written here")
-            taken.append(output.resolve())
+            if (file := output.resolve()) in taken:
+                raise UserError(f"--{flag} {output} would overwrite {taken[file]}; choose another name")
+            taken[file] = f"what --{flag} writes"
+
+
+def run_names(paths):
+    """The names of the runs behind checkpoints NAME-best.pt or NAME.pt. Raises UserError for two of the same name,
+    which a table cannot tell apart."""
+    names = [Path(path).stem.removesuffix("-best") for path in paths]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two checkpoints have the name {name}; the tables tell them apart by it: rename one")
+    return names
 
 
 def span(low, high):

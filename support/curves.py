@@ -76,12 +76,13 @@ def read_files(names):
     """(groups of runs that share a figure, sweeps, checkpoints) of these files and folders; each file is read once.
 
     The first is a list of {name: list of runs}, the second of (path, sweep), the third of paths. Files that are named
-    share a figure, runs of a folder have one for each name; what is no run there is skipped with a warning. Raises
-    UserError.
+    share a figure, where runs of one name in several folders are told apart by the folder; runs of a folder have a
+    figure for each name, and what is no run there is skipped with a warning. Raises UserError.
     """
     named, groups, sweeps, checkpoints = {}, {}, [], []
-    names = list(dict.fromkeys(map(Path, names)))
+    names = {name.resolve(): name for name in map(Path, names)}.values()  # each once
     files = [name.name for name in names]
+    several = {group_of(name) for name in files if files.count(name) > 1}  # runs of one name, in several folders
     for name in names:
         found = [name]
         if name.is_dir():
@@ -108,9 +109,7 @@ def read_files(names):
             elif path is not name:
                 groups.setdefault((path.parent, group), {}).setdefault(group, []).append(table)
             else:
-                if files.count(path.name) > 1:  # of several folders: not seeds of one run
-                    group = str(path.with_name(group))
-                named.setdefault(group, []).append(table)
+                named.setdefault(str(path.with_name(group)) if group in several else group, []).append(table)
     return [figure for figure in (named, *groups.values()) if figure], sweeps, checkpoints
 
 

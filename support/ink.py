@@ -1,7 +1,9 @@
 """Which pixels of a grey picture are ink, and which ink is one digit.
 
-ink, threshold = find_ink(grey, name)  # float32 [height, width] from 0 to 255; the picture's name for messages
-digits = separate(ink, threshold, name)
+    ink, threshold = find_ink(grey, name)
+    digits = separate(ink, threshold, name)
+
+`grey` is float32 [height, width] from 0 to 255, `name` what messages call the picture.
 """
 
 import itertools

@@ -21,7 +21,8 @@ def load_synthetic(data_dir, train):
     try:
         with np.load(path, allow_pickle=False) as file:
             images, digits, version = file["images"], file["digits"], int(file["version"])
-        whole = version == VERSION
+        right = images.dtype == np.uint8 and images.shape == (digits.size, 28, 28) and digits.dtype == np.int64
+        whole = right and digits.ndim == 1 and set(digits.tolist()) <= set(range(DIGITS)) and version == VERSION
     except Exception:  # absent or damaged: numpy and zipfile, which checks its checksums, raise many kinds
         whole = False
     if not whole:

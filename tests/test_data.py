@@ -156,6 +156,18 @@ def test_synthetic_cache_is_made_anew_where_it_is_damaged(small_dir, tmp_path, m
     assert len(synthetic.load_synthetic(tmp_path, train=True)[0]) == 3
 
 
+@pytest.mark.parametrize("odd", [np.arange(4) + 7, np.arange(4.0), np.arange(5), np.arange(4).reshape(2, 2), None])
+def test_a_synthetic_cache_of_another_form_or_version_is_made_anew(tmp_path, monkeypatch, odd):
+    with monkeypatch.context() as patch:
+        if odd is None:
+            patch.setattr(synthetic, "VERSION", 0)
+        digits = np.arange(4) if odd is None else odd
+        synthetic.save_synthetic(tmp_path / "synthetic" / "train.npz", np.zeros((4, 28, 28), np.uint8), digits)
+    made = np.zeros((3, 28, 28), np.uint8), np.arange(3)
+    monkeypatch.setattr(synthetic, "make_synthetic", lambda count, seed: made)
+    assert len(synthetic.load_synthetic(tmp_path, train=True)[0]) == 3
+
+
 def test_mnist_is_mnist(mnist_dir):
     images, digits, name = data.load_digits("auto", mnist_dir, train=True)
     assert name == "mnist" and images.shape == (60_000, 1, 28, 28) and images.dtype == torch.uint8

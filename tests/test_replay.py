@@ -250,5 +250,7 @@ def test_the_figure_of_a_design_says_whether_there_is_a_published_log():
 
     logs = likeness.published_figures("two-branch-lenet")
     assert legend("two-branch-lenet", logs * 2) == ["published", "rebuilt, 2 seeds"]
+    logs = likeness.published_figures("argmax-regression")
+    assert legend("argmax-regression", logs[:1]) == ["published (two logs)", "rebuilt, 1 seed"]
     runs = [likeness.read_replay(path) for path in (ROOT / "logs/records").glob("narrow-trunk-published-s?.csv")]
     assert legend("narrow-trunk", runs) == ["rebuilt, 3 seeds; there is no published log"]

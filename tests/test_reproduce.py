@@ -15,7 +15,7 @@ from conftest import ROOT
 from data import Batches
 from model import build_model
 from studies import distill, replay, reproduce
-from studies.plan import DISTILL, FAULTLESS, OURS, REPLAY, checkpoint, finished, groups, plan, studies
+from studies.plan import DISTILL, FAULTLESS, OURS, REPLAY, checkpoint, finished, plan, studies
 from studies.published import DESIGNS
 from studies.tables import PAGES, tables
 from support.cli import UserError, run_script
@@ -170,10 +170,14 @@ def test_a_damaged_record_counts_as_missing(tmp_path, text):
     assert not reproduce.is_made(tmp_path / "errors.json", {"base-s0"})
 
 
-def test_quick_runs_each_kind_of_training_of_the_tables_that_it_prints_once():
-    printed = set().union(*(groups()[name] for name in ("results", "published", "encodings", "precisions", "weights")))
-    first = {name for name in printed if name.endswith("-s0")} - {"large-alone-s0"}
-    assert {name for name in plan() if reproduce.is_quick(name)} == first
+def test_quick_runs_the_first_seeds_of_the_tables_that_it_prints(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(reproduce, "run_all", lambda runs, *_: asked.append(runs))
+    status, out, _ = run(reproduce, "--quick", "--only", "results", "errors")
+    assert status == 0 and out.count("| network ") == 1
+    assert list(asked[0]) == ["base-s0", "tiny-s0", "large-s0", "fast-s0"]
+    status, _, err = run(reproduce, "--quick", "--only", "errors")
+    assert status == 2 and "choose --only from these" in err and len(asked) == 1
 
 
 def test_every_command_of_a_study_is_one_that_its_script_takes():

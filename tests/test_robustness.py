@@ -145,7 +145,7 @@ def test_quick_scores_few_images_and_validation_those_held_out(run, trained, sma
         ("--ckpt run.pt all.pt --validation", "trained on all images"),
         ("--ckpt forged.pt", "its entry args is damaged"),
         ("--ckpt run.pt mnist.pt", "trained on mnist and synthetic; choose with --dataset"),
-        ("--ckpt run.pt ./run.pt", "have the same name"),
+        ("--ckpt run.pt run-best.pt", "two checkpoints have the name run"),
         ("--kpt run.pt", "did you mean --ckpt?"),
     ],
 )
