@@ -113,7 +113,8 @@ def taught_by_digit(weight):
 # ---------------------------------------------------------------------------------------------------------------------
 # The rows: arguments of train.py; "network": arguments of `encoder`, or of the size; "warps": the only ones;
 # "batches", "schedule_function" and "average" replace what their names say; "nesterov": momentum of SGD; "agreement":
-# `taught_by_digit`; "teacher": the size of a network whose answers replace the labels.
+# `taught_by_digit`; "teacher": the size of a network whose answers replace the labels; "teacher_changes": arguments of
+# its training.
 
 ADAMW, MUON, SGD = dict(optimizer="adamw"), dict(optimizer="muon"), dict(optimizer="sgd", weight_decay=5e-4)
 ABLATIONS = {
@@ -212,6 +213,9 @@ TRIES = {  # base, tiny, large: with AdamW unless a row names another optimiser;
         "labels": {},
         "answers of a large": TAUGHT,
         "answers of a large, 15 epochs": TAUGHT | dict(epochs=15),
+        # smoothed labels take from a teacher what a pupil could learn of the other classes: R. Müller et al., arXiv
+        # 1906.02629
+        "answers of a large without label smoothing": TAUGHT | dict(teacher_changes=dict(label_smoothing=0.0)),
     },
     "tiny-distilled": {"labels": {}, "answers of a large": TAUGHT},
     "large": {

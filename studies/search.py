@@ -65,12 +65,13 @@ T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20)  # Stude
 def train_one(size, change, training, held, seed, device, teacher=None):
     """Train `size` with a change; {name: value} of FIGURES, SCORES in %.
 
-    For a change with a teacher, teacher(its size, seed) returns the trained network.
+    For a change with a teacher, teacher(its size, seed, changes of its arguments) returns the trained network.
     """
     change = dict(change)
     if "teacher" in change:
         bfloat16 = train.parse_arguments(["--model", size])[0].precision == "bfloat16"
-        change["batches"] = taught_batches([teacher(change.pop("teacher"), seed)], bfloat16)
+        network = teacher(change.pop("teacher"), seed, **change.pop("teacher_changes", {}))
+        change["batches"] = taught_batches([network], bfloat16)
     with changed(size, change) as (arguments, average):
         run = Run(size, training, device, seed=seed, **arguments)
         if average:
@@ -200,9 +201,9 @@ def main(argv=None):
     names, done = list(rows), {(row["what"], row["seed"]): row for row in record["rows"] if row["what"] in rows}
 
     @functools.lru_cache(1)  # for the rows of a seed
-    def teacher(size, seed):
-        """Trained by its own recipe, on the images that its pupil is trained on."""
-        run = Run(size, held_out("search", images, digits, seed, PARTS)[0], device, seed=seed, **quick)
+    def teacher(size, seed, **changes):
+        """Trained by its own recipe but for the changes, on the images that its pupil is trained on."""
+        run = Run(size, held_out("search", images, digits, seed, PARTS)[0], device, seed=seed, **changes | quick)
         run.train()
         return run.scored.eval()
 

@@ -18,7 +18,10 @@ from support import optim
 from support.cli import UserError
 
 CPU = torch.device("cpu")
-OWN = ("network", "warps", "batches", "nesterov", "schedule_function", "average", "agreement", "teacher")
+OWN = (
+    *("network", "warps", "batches", "nesterov", "schedule_function"),
+    *("average", "agreement", "teacher", "teacher_changes"),
+)
 REPLACING = {what: change for what, change in changes.ABLATIONS.items() if any(name in change for name in OWN)}
 
 
@@ -84,6 +87,7 @@ def test_a_pupil_learns_from_the_answers_of_its_teacher(trained, plain, parts):
 
 def test_a_teacher_is_trained_once_a_seed_by_its_own_recipe_on_the_images_of_its_pupil(run, small_dir, monkeypatch):
     rows = {"labels": {}, "a": dict(teacher="fast"), "b": dict(teacher="fast", epochs=3)}
+    rows["other"] = dict(teacher="fast", teacher_changes=dict(label_smoothing=0.0))
     monkeypatch.setattr(search, "SEARCHES", {"ablations": ("tiny", {}, rows)})
     monkeypatch.setattr(search, "QUICK_IMAGES", 200)
     made, run_class = [], search.Run
@@ -95,10 +99,10 @@ def test_a_teacher_is_trained_once_a_seed_by_its_own_recipe_on_the_images_of_its
     monkeypatch.setattr(search, "Run", kept)
     flags = ["ablations", "--quick", "--seeds", "2", "--dataset", "synthetic", "--data-dir", small_dir]
     assert run(search, *flags, "--device", "cpu")[0] == 0
-    assert [size for size, *_ in made] == ["tiny", "fast", "tiny", "tiny"] * 2
-    assert all(count == 150 and options["seed"] == n // 4 for n, (_, count, options) in enumerate(made))
+    assert [size for size, *_ in made] == ["tiny", "fast", "tiny", "tiny", "fast", "tiny"] * 2
+    assert all(count == 150 and options["seed"] == n // 6 for n, (_, count, options) in enumerate(made))
     assert all(options["epochs"] == 1 for _, _, options in made)  # with --quick, whatever the row says
-    assert made[1][2].keys() == {"seed", "epochs"}
+    assert made[1][2].keys() == {"seed", "epochs"} and made[4][2]["label_smoothing"] == 0
 
 
 def test_the_arguments_of_the_rows_are_flags_of_train(small):
