@@ -77,7 +77,7 @@ def test_only_measures_what_is_asked_for_and_keeps_the_other_sections_of_the_jso
     assert status == 0 and re.findall(r"^(\w+), measured in", out, re.MULTILINE) == ["scoring"]
     usual, *new, memory = json.loads((tmp_path / "b.json").read_text())["rows"]  # in the order of a whole benchmark
     assert [memory, usual] == kept and {row["section"] for row in new} == {"scoring"}
-    assert all(row["commit"] != "0000000" for row in new)
+    assert all(row["commit"] != "0000000" and row["date"] == record["date"] for row in new)
     for entry in ("device", "versions", "data set"):
         text = json.dumps(record | {entry: "others"})
         (tmp_path / "b.json").write_text(text)

@@ -7,7 +7,7 @@ import pytest
 import train
 from studies import reproduce
 from studies.plan import REPLAY, SHARED, groups, plan, studies
-from studies.tables import aims, tables
+from studies.tables import aims, index_rows, tables
 
 HEADER = """\
 command     python train.py
@@ -119,3 +119,12 @@ def test_records_of_another_loop_are_counted_by_commit(tmp_path, monkeypatch):
     assert said == f"5 of 8 records are of older code of the loop: {counts}"
     assert not list(tmp_path.glob("option*"))  # the commit of a log is no option of git
     reproduce.code_of.cache_clear()
+
+
+def test_the_index_has_each_commit_of_a_record_with_its_date():
+    made = [("b", "2026-01-02"), ("a", "2026-01-01"), ("b", "2026-01-02")]
+    rows = [dict(commit=commit, date=date) for commit, date in made]
+    record = dict(commit="a", date="2026-01-01", device="cpu: X, 1 thread")
+    lines = index_rows("search-base.json", record | {"rows": rows})["index"]
+    assert [line[3:] for line in lines] == [["a", "2026-01-01", "X, 1 thread"], ["b", "2026-01-02", "X, 1 thread"]]
+    assert index_rows("errors-cpu.json", record)["index"] == [["`errors-cpu.json`", "", "errors", *lines[0][3:]]]

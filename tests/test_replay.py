@@ -244,6 +244,12 @@ def test_each_of_two_logs_is_compared_by_itself():
     assert all(figure.near for figure in own) and not all(figure.near for figure in figures)
 
 
+def test_without_matplotlib_the_figures_say_how_to_install_it(run, monkeypatch):
+    monkeypatch.setattr(figures.support.figures, "matplotlib", None)
+    status, _, err = run(figures, "--out", "elsewhere")
+    assert status == 2 and "pip install -r requirements-dev.txt" in err and err.count("\n") == 1
+
+
 def test_the_figure_of_a_design_says_whether_there_is_a_published_log():
     def legend(design, runs):
         return [text.get_text() for text in figures.draw(design, runs).legends[0].get_texts()]

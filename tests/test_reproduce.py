@@ -164,7 +164,9 @@ def test_missing_records_of_studies_are_made_after_the_runs_and_others_kept(run,
     assert [word for word in line if word.endswith("base-s1.pt")] == ["logs/records/.checkpoints/base-s1.pt"]
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"networks": [1]}', '{"networks": [{}]}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"networks": [1]}', '{"networks": [{}]}', pytest.param("[" * 100_000, id="deep")]
+)
 def test_a_damaged_record_counts_as_missing(tmp_path, text):
     (tmp_path / "errors.json").write_text(text)
     assert not reproduce.is_made(tmp_path / "errors.json", {"base-s0"})

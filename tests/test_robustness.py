@@ -161,7 +161,10 @@ def test_errors_are_one_line_before_the_work(run, trained, small_dir, tmp_path, 
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"networks": [{"checkpoint": 1}]}', '{"networks": null}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", pytest.param("[" * 100_000, id="deep"), "[]", "{}", '{"networks": [{"checkpoint": 1}]}', '{"networks": null}'],
+)
 def test_a_damaged_record_is_named_in_place_of_a_table(tmp_path, content):
     (tmp_path / "r.json").write_text(content)
     with pytest.raises(UserError, match="damaged"):

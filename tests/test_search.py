@@ -93,14 +93,16 @@ def test_a_teacher_is_trained_once_a_seed_by_its_own_recipe_on_the_images_of_its
     made, run_class = [], search.Run
 
     def kept(size, training, device, **options):
-        made.append((size, len(training[0]), options))
+        made.append((size, training[0], options))
         return run_class(size, training, device, **options)
 
     monkeypatch.setattr(search, "Run", kept)
     flags = ["ablations", "--quick", "--seeds", "2", "--dataset", "synthetic", "--data-dir", small_dir]
     assert run(search, *flags, "--device", "cpu")[0] == 0
     assert [size for size, *_ in made] == ["tiny", "fast", "tiny", "tiny", "fast", "tiny"] * 2
-    assert all(count == 150 and options["seed"] == n // 6 for n, (_, count, options) in enumerate(made))
+    for n, (_, images, options) in enumerate(made):
+        assert torch.equal(images, made[n // 6 * 6][1]) and len(images) == 150 and options["seed"] == n // 6
+    assert not torch.equal(made[0][1], made[6][1])
     assert all(options["epochs"] == 1 for _, _, options in made)  # with --quick, whatever the row says
     assert made[1][2].keys() == {"seed", "epochs"} and made[4][2]["label_smoothing"] == 0
 
