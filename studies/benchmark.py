@@ -24,7 +24,7 @@ from pathlib import Path
 from support import cli
 from support.flags import DATASETS
 
-# The functions of studies/sections.py and studies/subprocesses.py that measure a section, in the order of the record.
+# The functions of sections.py, subprocesses.py and commands.py that measure a section, in the order of the record.
 SECTION_NAMES = (
     *("usual", "overhead", "target", "scoring", "latency", "start", "commands", "memory", "allocator"),
     *("options", "profile", "growth", "several", "rival"),
@@ -48,14 +48,15 @@ if __name__ == "__main__":
     cli.begin_script(make_parser)  # answers --help and a mistyped flag before PyTorch is imported, which takes seconds
 
 from data import load_digits, split_indices
-from studies import measure, sections, subprocesses
+from studies import commands, measure, sections, subprocesses
 from studies.speed_tables import speed_table
 from support.device import choose_device, set_deterministic
 from support.files import read_text, write_atomically
 from support.runlog import environment
 
 QUICK_IMAGES = 1280  # ten batches of 128
-SECTIONS = {name: getattr(subprocesses, name, None) or getattr(sections, name) for name in SECTION_NAMES}
+MODULES = (sections, subprocesses, commands)
+SECTIONS = {name: next(getattr(part, name) for part in MODULES if hasattr(part, name)) for name in SECTION_NAMES}
 
 
 def main(argv=None):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import data
-from studies import measure, subprocesses
+from studies import commands, measure, subprocesses
 from studies.speed_tables import COMMANDS
 from support import cli
 
@@ -38,7 +38,7 @@ def in_this_process(monkeypatch, capsys):
             assert not stop.code
         return json.loads(capsys.readouterr().out)
 
-    for owner, name in itertools.chain(*subprocesses.PHASES.values()):
+    for owner, name in itertools.chain(*commands.PHASES.values()):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # to be restored
     monkeypatch.setattr("sys.argv", ["train.py"])
     monkeypatch.setattr(cli, "begin_script", lambda make_parser: None)  # it stops the collection of garbage
@@ -65,7 +65,7 @@ def test_mapped_images_that_were_read_count_in_the_resident_memory_but_not_in_th
     images = torch.ones(2**26 // 784, 1, 28, 28, dtype=torch.uint8)  # 64 MiB
     program = f"""
 import json
-from studies import measure, subprocesses
+from studies import commands, measure, subprocesses
 
 def memory():
     return [subprocesses.status(field) for field in ("VmRSS", "RssAnon")]
@@ -173,20 +173,20 @@ def test_the_start_is_compared_with_the_imports_of_the_scripts_and_of_torch(sett
 def test_the_phases_of_a_training_are_the_whole_of_its_process(setting, tmp_path):
     words = ["--model", "fast", "--dataset", "synthetic", "--data-dir", setting.data_dir, "--device", "cpu"]
     start = time.perf_counter()
-    phases = subprocesses.training_phases([*words, "--out", str(tmp_path), "--run-name", "run"])
+    phases = commands.training_phases([*words, "--out", str(tmp_path), "--run-name", "run"])
     whole = time.perf_counter() - start
     assert sum(phases.values()) == pytest.approx(whole, abs=0.2) and all(seconds > 0 for seconds in phases.values())
     assert (tmp_path / "best.pt").exists() and phases["the rest"] < whole / 3
 
 
 def test_a_command_is_timed_to_its_end_and_the_least_of_the_rounds_counts(setting, monkeypatch):
-    assert 0 < subprocesses.command_seconds("train.py", "--help") < 60
+    assert 0 < commands.command_seconds("train.py", "--help") < 60
     with pytest.raises(cli.UserError, match=r"train\.py failed: .*--epoch"):
-        subprocesses.command_seconds("train.py", "--epoch")
+        commands.command_seconds("train.py", "--epoch")
     asked, seconds = [], itertools.count(1)
-    monkeypatch.setattr(subprocesses, "command_seconds", lambda *words: asked.append(words) or float(next(seconds)))
-    monkeypatch.setattr(subprocesses, "training_phases", lambda words: {"training": float(next(seconds))})
-    rows = list(subprocesses.commands(dataclasses.replace(setting, repeats=3)))
+    monkeypatch.setattr(commands, "command_seconds", lambda *words: asked.append(words) or float(next(seconds)))
+    monkeypatch.setattr(commands, "training_phases", lambda words: {"training": float(next(seconds))})
+    rows = list(commands.commands(dataclasses.replace(setting, repeats=3)))
     assert [row["ours"] for row in rows] == [1, 2, 3, 4, 5] and rows[0]["spread"] == [1, 11]
     assert set(COMMANDS) < {row["what"] for row in rows}  # what speed_tables.py reads
     assert [words[0] for words in asked[:4]] == ["train.py", "train.py", "evaluate.py", "predict.py"]
