@@ -226,7 +226,7 @@ def main(argv=None):
     paths = [*args.files, *(args.ckpt or [])] or ["best.pt"]
     if args.ensemble and len(paths) == 1:
         raise cli.UserError("--ensemble needs two checkpoints or more")
-    cli.refuse_overwriting(paths, json=args.json, figure=args.figure)
+    cli.refuse_overwriting(paths, json=args.json, figure=figures.theme_files(args.figure))
     if args.figure:
         figures.check_format(args.figure)
 

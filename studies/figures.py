@@ -35,6 +35,7 @@ from data import load_digits
 from studies import robustness
 from studies.error_tables import draw_misread
 from studies.likeness import published_figures, read_replay
+from studies.tables import reading
 from support.device import count
 from support.files import read_text
 
@@ -115,16 +116,18 @@ def main(argv=None):
     args = make_parser().parse_args(argv)
     support.figures.require_matplotlib()
     for design in PANELS:
-        runs = [read_replay(path) for path in sorted(RECORDS.glob(f"{design}-published-s*.csv"))]
-        if runs:
+        paths = sorted(RECORDS.glob(f"{design}-published-s*.csv"))
+        if paths:
             (Path(args.out) / "studies").mkdir(parents=True, exist_ok=True)
-            with support.figures.style("light"):
+            with reading(" or ".join(map(str, paths))), support.figures.style("light"):
+                runs = [read_replay(path) for path in paths]
                 print(*support.figures.save(draw(design, runs), Path(args.out) / "studies" / design, ["svg"]))
     for name, draw_record in (("errors", draw_errors), ("robustness", robustness.draw)):
         record = RECORDS / f"{name}-cpu.json"
         if record.exists():
-            draw_theme = partial(draw_record, json.loads(read_text(record)))
-            support.figures.save_themes(draw_theme, Path(args.out) / "studies" / f"{name}.svg")
+            with reading(record):
+                draw_theme = partial(draw_record, json.loads(read_text(record)))
+                support.figures.save_themes(draw_theme, Path(args.out) / "studies" / f"{name}.svg")
     runs = [str(path) for size in ("base", "tiny") for path in sorted(RECORDS.glob(f"{size}-s*.csv"))]
     place = ["--out", str(Path(args.out) / "docs" / "figures"), "--format", "svg", "--data-dir", str(ROOT / "data")]
     words = [str(ROOT / "logs" / "tiny.pt"), *runs, *place]

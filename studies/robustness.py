@@ -214,7 +214,7 @@ def load_images(args, loaded):
 def main(argv=None):
     args = make_parser().parse_args(argv)
     paths = [*args.files, *(args.ckpt or [])] or ["best.pt"]
-    cli.refuse_overwriting(paths, json=args.json, figure=args.figure)
+    cli.refuse_overwriting(paths, json=args.json, figure=figures.theme_files(args.figure))
     if args.figure:
         figures.check_format(args.figure)
     device = choose_device(args.device)

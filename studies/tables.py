@@ -1,6 +1,7 @@
 """The tables of the pages, as Markdown, from the logs of the runs and the figures of the benchmark."""
 
 import collections
+import contextlib
 import functools
 import json
 import re
@@ -232,9 +233,16 @@ def recorded(path, make_tables, names):
     """
     if not path.exists():
         return dict.fromkeys(names, NOT_RECORDED)
-    try:
+    with reading(path):
         made = make_tables(json.loads(read_text(path)))
         return {name: made[name] for name in names}
+
+
+@contextlib.contextmanager
+def reading(path):
+    """A context that raises UserError where what is read from the record `path` is not of its form."""
+    try:
+        yield
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
         raise UserError(f"{path} is damaged, or of another version; make it again, or remove it") from None
 

@@ -186,11 +186,11 @@ def output_file(text):
 
 
 def refuse_overwriting(paths, **outputs):
-    """Raise UserError where an output, {flag: path or None}, is the same file as another or one of `paths`, which are
-    read."""
+    """Raise UserError where an output, {flag: path, list of paths or None}, is the same file as another or one of
+    `paths`, which are read."""
     taken = {Path(path).resolve(): "a file that is read" for path in paths}
-    for flag, output in outputs.items():
-        if output:
+    for flag, written in outputs.items():
+        for output in written if isinstance(written, list) else [written] if written else []:
             if (file := output.resolve()) in taken:
                 raise UserError(f"--{flag} {output} would overwrite {taken[file]}; choose another name")
             taken[file] = f"what --{flag} writes"

@@ -76,11 +76,16 @@ def check_format(path):
         raise UserError(f"--figure {path}: its name must end in .svg or .png")
 
 
+def theme_files(path):
+    """The files of a figure for light and for dark pages, `path` and NAME-dark; none for None."""
+    return [path, path.with_stem(f"{path.stem}-dark")] if path else []
+
+
 def save_themes(draw, path):
-    """Write the figure that draw(theme) returns to `path`, and for dark pages to NAME-dark; print the names."""
-    for theme, ending in (("light", ""), ("dark", "-dark")):
+    """Write the figure that draw(theme) returns for each theme to its file of `theme_files`; print the names."""
+    for theme, file in zip(("light", "dark"), theme_files(path), strict=True):
         with style(theme):
-            print(*save(draw(theme), path.with_name(path.stem + ending), [path.suffix[1:]]))
+            print(*save(draw(theme), file.with_name(file.stem), [file.suffix[1:]]))
 
 
 def log_axis(axes, bands, accuracy=False):

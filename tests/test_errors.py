@@ -194,6 +194,7 @@ BAD = {
     "a-best.pt --json none/e.json": "there is no folder none",
     "a-best.pt --json a-best.pt": "would overwrite a file",
     "a-best.pt --json e.svg --figure e.svg": "--figure e.svg would overwrite what --json writes",
+    "a-best.pt --json e-dark.svg --figure e.svg": "--figure e-dark.svg would overwrite what --json writes",
     "a-best.pt --figure none/e.svg": "there is no folder none",
     "a-best.pt --figure e.gif": "must end in .svg or .png",
 }

@@ -1,0 +1,20 @@
+"""The figures of the pages: what is said of records that cannot be drawn. test_replay.py draws those of the designs."""
+
+import pytest
+
+from studies import figures
+
+DAMAGED = {
+    "robustness-cpu.json": "[1]",
+    "narrow-trunk-published-s0.csv": "design,quantity,epoch,value\nnarrow-trunk,epoch_loss,1,x\n",
+    "two-branch-lenet-published-s1.csv": "design,quantity,epoch,value\ntwo-branch-lenet,epoch_loss,1,2\n",
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_record_is_answered_in_one_line(run, tmp_path, monkeypatch, name):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(figures, "RECORDS", tmp_path)
+    (tmp_path / name).write_text(DAMAGED[name])
+    status, out, err = run(figures, "--out", str(tmp_path))
+    assert status == 2 and not out and err.count("\n") == 1 and f"{name} is damaged" in err
