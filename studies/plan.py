@@ -159,13 +159,12 @@ def studies():
     The command is to be followed by `--json FILE`; the search continues its file, the others start again.
     """
     robust = [f"{size}{kind}-s{n}" for size in ROBUST for kind in ("", "-corrupted") for n in OTHER_SEEDS]
-    all_of = {size: [f"{size}-s{n}" for n in seeds] for size, seeds in OURS.items()}
     distilled = [f"{size}-distilled-s{n}" for size in DISTILLED for n in OURS[size]]
     read = {
         "robustness-cpu.json": ("robustness", "-m studies.robustness", robust),
-        "errors-cpu.json": ("errors", "-m studies.errors --ensemble", all_of["base"]),
-        "errors-large-cpu.json": ("errors", "-m studies.errors --ensemble", all_of["large"]),
-        "errors-sizes-cpu.json": ("errors", "-m studies.errors", [names[0] for names in all_of.values()]),
+        "errors-cpu.json": ("errors", "-m studies.errors --ensemble", [f"base-s{n}" for n in OURS["base"]]),
+        "errors-large-cpu.json": ("errors", "-m studies.errors --ensemble", [f"large-s{n}" for n in OURS["large"]]),
+        "errors-sizes-cpu.json": ("errors", "-m studies.errors", ["tiny-s0", "fast-s0"]),
         "errors-distilled-cpu.json": ("distilled", "-m studies.errors", distilled),
         "search-ablations.json": ("recipes", "-m studies.search ablations", []),
         "ladder-cpu.json": ("speed", "-m studies.ladder", []),

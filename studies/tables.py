@@ -221,9 +221,19 @@ def errors(folder):
     """{name: Markdown}: the tables of the records of studies/errors.py."""
     made = {}
     for kind in ("", "-large", "-sizes", "-distilled"):
-        found = recorded(folder / f"errors{kind}-cpu.json", errors_tables, ERRORS)
+        make_tables = functools.partial(tables_of_sizes, folder) if kind == "-sizes" else errors_tables
+        found = recorded(folder / f"errors{kind}-cpu.json", make_tables, ERRORS)
         made |= {name.replace("errors", f"errors{kind}"): text for name, text in found.items()}
     return made
+
+
+def tables_of_sizes(folder, record):
+    """The tables of the first network of each size, from this record of some and from those of base and large."""
+    paths = [folder / "errors-cpu.json", folder / "errors-large-cpu.json"]
+    read = [record, *(json.loads(read_text(path)) for path in paths if path.exists())]
+    networks = {network["name"]: network for record in read for network in record["networks"]}
+    first = [f"{size}-s0" for size in plan.OURS if f"{size}-s0" in networks]
+    return errors_tables(record | {"networks": [networks[name] for name in first]})
 
 
 def recorded(path, make_tables, names):

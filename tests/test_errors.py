@@ -9,7 +9,7 @@ import torch
 import evaluate
 from data import load_digits, split_indices
 from model import build_model
-from studies import errors
+from studies import errors, tables
 from support.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -108,18 +108,23 @@ def test_the_labels_judged_wrong_are_those_that_people_were_shown(mnist_dir):
     assert digits[list(errors.JUDGED_WRONG)].tolist() == [8, 0, 9, 4, 2, 5, 6, 6, 5, 5, 0, 1, 4, 6, 5]
 
 
-def test_the_images_of_all_are_those_that_every_checkpoint_misreads():
-    def network(name, *indices, ensemble=False):
-        misread = [dict(index=n, label=1, answer=7, confidence=0.5, wrong_pairs=10) for n in indices]
-        part = {"temperature": 1.0} | {when: {"ece": 0.0, "loss": 0.0} for when in ("before", "after")}
-        return {
-            **dict(name=name, ensemble=ensemble, fitted_on=5000, seen=False, misread=misread, scores_without=None),
-            **dict(calibration=dict(digit=part, sum=part), scores=dict.fromkeys(errors.ACCURACIES, 0.5)),
-            "agreement": {"agree": 9},
-        }
+def network(name, *indices, ensemble=False):
+    """What a record of studies.errors says of a network that misreads these images."""
+    misread = [dict(index=n, label=1, answer=7, confidence=0.5, wrong_pairs=10) for n in indices]
+    part = {"temperature": 1.0} | {when: {"ece": 0.0, "loss": 0.0} for when in ("before", "after")}
+    return {
+        **dict(name=name, ensemble=ensemble, fitted_on=5000, seen=False, misread=misread, scores_without=None),
+        **dict(calibration=dict(digit=part, sum=part), scores=dict.fromkeys(errors.ACCURACIES, 0.5)),
+        "agreement": {"agree": 9},
+    }
 
-    networks = [network("a", 5, 6, 947), network("b", 6, 947, 8), network("all 2", 6, 9, ensemble=True)]
-    record = dict(device="", versions="", commit="", judged_wrong=[947], networks=networks) | {"data set": "mnist"}
+
+def record_of(*networks):
+    return dict(device="", versions="", commit="", judged_wrong=[947], networks=networks) | {"data set": "mnist"}
+
+
+def test_the_images_of_all_are_those_that_every_checkpoint_misreads():
+    record = record_of(network("a", 5, 6, 947), network("b", 6, 947, 8), network("all 2", 6, 9, ensemble=True))
     made = errors.errors_tables(record)
     assert made["errors-common"] == "All 2 networks misread 2 images: 6 (1 read as 7), 947* (1 read as 7)."
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in made["errors-images"].splitlines()[2:]]
@@ -132,6 +137,20 @@ def test_the_images_of_all_are_those_that_every_checkpoint_misreads():
     assert said[:2] == [("1 read as 7", "2 of 2, no. 6"), ("1 read as 7 *", "2 of 2, no. 947")]
     frames = [panel.spines["left"].get_linestyle() for panel in sheet.axes[:3]]
     assert frames[0] == frames[2] != frames[1]  # told apart by more than colour
+
+
+def test_the_first_network_of_each_size_comes_from_three_records(tmp_path):
+    records = {
+        "": record_of(network("base-s0", 5, 6), network("base-s1", 5)),
+        "-sizes": record_of(network("tiny-s0", 5, 6, 7), network("fast-s0", 5, 6, 8)),
+        "-large": record_of(network("large-s0", 5, 9), network("all 5", 5, ensemble=True)),
+    }
+    for kind, record in records.items():
+        (tmp_path / f"errors{kind}-cpu.json").write_text(json.dumps(record))
+    made = tables.errors(tmp_path)
+    names = [line.split("|")[1].strip() for line in made["errors-sizes-scores"].splitlines()[2:]]
+    assert names == ["base-s0", "tiny-s0", "large-s0", "fast-s0"]
+    assert made["errors-sizes-common"] == "All 4 networks misread 1 image: 5 (1 read as 7)."
 
 
 # ---------------------------------------------------------------------------------------------------------------------
