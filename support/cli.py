@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import gc
 import math
+import os
 import signal
 import sys
 from pathlib import Path
@@ -44,7 +45,12 @@ def begin_script(make_parser):
 
 
 def run_script(main, argv=None):
-    """Call `main(argv)` and return the exit status; errors of the user and of the machine become one line on stderr."""
+    """Call `main(argv)` and return the exit status; errors of the user and of the machine become one line on stderr.
+
+    What the encoding of stdout lacks is printed as an escape.
+    """
+    if hasattr(sys.stdout, "reconfigure"):  # None, or not a file, where a program calls this
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not gc.isenabled():  # since `begin_script`
         if "triton" not in sys.modules:  # it reports what is not collected at the exit as leaks
             gc.freeze()
@@ -92,9 +98,14 @@ def warn(message):
     print(f"WARNING: {one_line(message)}", file=sys.stderr)
 
 
+def printable(text):
+    """The text with escapes for what is not printable."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def one_line(message):
     """The message on one line of at most 1,000 printable characters: a name from a file may hold anything."""
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    text = printable(" ".join(message.split()))
     return text if len(text) <= 1000 else text[:1000] + " ..."
 
 
@@ -180,8 +191,10 @@ def output_file(text):
     path = Path(text)
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}")
-    if not path.name or path.is_dir():
+    if not path.name or (path.exists() and not path.is_file()):  # a folder, or a device, which a rename would replace
         raise argparse.ArgumentTypeError(f"{text!r} is not the name of a file")
+    if not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text}: {path.parent} cannot be written to")
     return path
 
 
@@ -190,7 +203,7 @@ def refuse_overwriting(paths, **outputs):
     `paths`, which are read."""
     taken = {Path(path).resolve(): "a file that is read" for path in paths}
     for flag, written in outputs.items():
-        for output in written if isinstance(written, list) else [written] if written else []:
+        for output in filter(None, written if isinstance(written, list) else [written]):
             if (file := output.resolve()) in taken:
                 raise UserError(f"--{flag} {output} would overwrite {taken[file]}; choose another name")
             taken[file] = f"what --{flag} writes"

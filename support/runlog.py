@@ -29,8 +29,9 @@ from support.checkpoint import (
     CheckpointError,
     load_checkpoint,
     save_checkpoint,
+    whole,
 )
-from support.cli import UserError, file_name
+from support.cli import UserError, file_name, printable
 from support.device import describe_device
 from support.files import lock, read_text, write_atomically
 
@@ -84,14 +85,26 @@ class RunFiles:
         if resumed is None and (self.last.exists() or self.holds_epochs()):
             advice = f" or --resume {self.last}" if self.last.exists() else ""
             raise UserError(f"there is a run {self.name} in {self.logs}; choose another --run-name{advice}")
-        with contextlib.suppress(CheckpointError):  # none, or damaged
-            if resumed is not None and load_checkpoint(self.last).get("header") != resumed["header"]:
-                raise UserError(f"{self.last} is of another run of the name {self.name}; choose another --out")
+        if resumed is None:
+            return
+        try:
+            last = load_checkpoint(self.last)
+        except CheckpointError:  # none, or damaged
+            log = read_text(self.text) if self.text.exists() else ""
+            if self.holds_epochs() and not log.startswith(f"{resumed['header']}\n"):
+                message = f"{self.logs} holds another run of the name {self.name}; choose another --out"
+                raise UserError(message) from None
+            return
+        if last.get("header") != resumed["header"]:
+            raise UserError(f"{self.last} is of another run of the name {self.name}; choose another --out")
+        if whole(last.get("epoch"), resumed["epoch"] + 2):  # a kill between the two files leaves one of difference
+            raise UserError(f"{self.last} has come to epoch {last['epoch']}; --resume that, or choose another --out")
 
     def holds_epochs(self):
-        """Whether the log holds an epoch; that of a run that ended before its first may be replaced."""
+        """Whether the log holds an epoch, or is missing beside other files of the run; the log of a run that ended
+        before its first epoch may be replaced."""
         if not self.text.exists():
-            return False
+            return self.best.exists() or self.csv.exists()
         lines = read_text(self.text).splitlines()
         return not (lines and lines[-1].startswith("epoch ") and lines[-1].endswith("seconds"))
 
@@ -195,7 +208,7 @@ def make_header(command, args, dataset, device, model, training, validation, not
     flags = " ".join(f"{name}={value}" for name, value in args.items())
     wrapped = textwrap.wrap(flags, 108, break_long_words=False, break_on_hyphens=False)
     entries = [
-        ("command", f"{processes.launcher()} {shlex.join(command)}"),
+        ("command", f"{processes.launcher()} {printable(shlex.join(command))}"),
         *environment(device).items(),
         ("data set", f"{dataset}: {training:,d} training and {validation:,d} validation images"),
         ("model", f"{args['model']}, {parameters:,d} parameters"),

@@ -68,10 +68,11 @@ BAD_FOR_EVALUATE = [
     *("--ckpt ", "none.pt", "best.pt none.pt", "--ck best.pt", "--seed 1", "--device tpu", "--dataset fashion"),
     *("--batch-size 0", "--batch-size -1", "--batch-size 1.5", "--batch-size many", "--batch-size 9999999999999999"),
     *("--data-dir text.txt", "--json", "--json .", "--json logs", "--json text.txt/below.json"),
+    "--json /dev/null",  # a rename would replace the device
     *("--json nowhere/scores.json", "--json best.pt", "--json ./logs/../best.pt"),  # these two would overwrite it
 ]
 BAD_FOR_STUDIES = {
-    reproduce: "--jobs 0,--jobs two,--jobs,--check --quick,--device tpu,--data-dir,--q,all",
+    reproduce: "--jobs 0,--jobs two,--jobs,--check --quick,--check --only weights,--device tpu,--data-dir,--q,all",
     benchmark: "--only everything,--repeats 0,--rep 3,--device tpu,--json no/such.json",
     ladder: "--json none/l.json",
 }

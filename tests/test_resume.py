@@ -5,6 +5,7 @@ import hashlib
 import random
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,6 +199,34 @@ def test_a_run_is_not_written_over_not_even_where_its_log_alone_is_left(run, sma
     assert status == 2 and err.count("\n") == 1 and "there is a run run in logs" in err
     assert "choose another --run-name" in err and "--resume" not in err
     assert contents(tmp_path) == {"logs/run.txt": log}
+
+
+@pytest.mark.parametrize("kept", ["run.csv", "run-best.pt"])
+def test_a_run_is_not_written_over_where_its_log_is_gone(run, small_flags, trained, tmp_path, kept):
+    (tmp_path / "logs").mkdir()
+    shutil.copy(trained / "logs" / kept, tmp_path / "logs")
+    before = contents(tmp_path)
+    status, _, err = run(train, *small_flags)
+    assert status == 2 and "there is a run run in logs" in err and contents(tmp_path) == before
+
+
+def test_a_resume_writes_neither_over_another_run_nor_over_later_epochs(
+    run, small_flags, stop_after, trained, tmp_path
+):
+    stop_after(1)
+    assert run(train, *small_flags, "--epochs", "4")[0] == 130
+    first = shutil.copy("last.pt", tmp_path / "first.pt")
+    stop_after(3)
+    assert run(train, "--resume", "last.pt", *small_flags, "--epochs", "4")[0] == 130
+    before = contents(tmp_path)
+    status, _, err = run(train, "--resume", first, *small_flags, "--epochs", "4")
+    assert status == 2 and "run-last.pt has come to epoch 3" in err and contents(tmp_path) == before
+    other = tmp_path / "other"
+    shutil.copytree(trained, other)
+    (other / "logs" / "run-last.pt").unlink()
+    before = contents(other)
+    status, _, err = run(train, "--resume", first, *small_flags, "--epochs", "4", "--out", other)
+    assert status == 2 and "holds another run of the name run" in err and contents(other) == before
 
 
 # ---------------------------------------------------------------------------------------------------------------------
