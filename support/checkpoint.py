@@ -2,7 +2,7 @@
 
     save_checkpoint(path, {"args": {...}, "weights": model.state_dict(), ...})
     state = load_checkpoint(path)
-    copy_tensors(state["weights"], model.state_dict(), path)
+    copy_tensors(state["weights"], model.state_dict(), path, "weights")
 
 A checkpoint is what `torch.save` writes, with the SHA-256 of those bytes in the comment that a zip file may end with.
 So it stays a file that `torch.load(path, weights_only=True)` opens, and one changed byte anywhere is noticed here. The
@@ -33,7 +33,7 @@ TRAIN_ACCURACIES = ("train_digit_accuracy", "train_sum_accuracy")
 VAL_LOSSES = ("val_digit_loss", "val_sum_loss")
 ACCURACIES = ("digit_accuracy", "sum_accuracy", "joint_accuracy")
 CHANGED = "model.py has changed since: bring back that version or train again"
-TEXT_LIMIT = 20_000  # characters of the text that a checkpoint brings into a log
+TEXT_LIMIT = 200_000  # characters of the text that a checkpoint brings into a log; a resume adds some 150
 
 
 class CheckpointError(UserError):
@@ -167,7 +167,7 @@ def number(value):
 
 
 def check_tensors(tensors, like, path, part):
-    """Check that `tensors` has the names, shapes and dtypes of the dict `like`, and finite values only."""
+    """Check the names, shapes and dtypes of `tensors` against the dict `like`; all finite, no variance negative."""
     if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
         raise CheckpointError(f"{path}: {part} is not a dict of tensors")
     names = [name for name in like if name not in tensors] + [name for name in tensors if name not in like]
@@ -184,6 +184,8 @@ def check_tensors(tensors, like, path, part):
             )
         if not value.isfinite().all():
             raise CheckpointError(f"{path}: {part} is damaged, {name} is not finite")
+        if name.endswith("running_var") and (value < 0).any():
+            raise CheckpointError(f"{path}: {part} is damaged, {name} is negative")
 
 
 @torch.no_grad()

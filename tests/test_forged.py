@@ -120,6 +120,7 @@ FORGERIES = {
         lambda state: state["raw_weights"].update({"digit_head.bias": torch.zeros(10, dtype=torch.int64)}),
         lambda state: state["raw_weights"].update({"digit_head.bias": torch.nn.Parameter(torch.zeros(10))}),
         lambda state: state["weights"].update({"digit_head.bias": torch.full((10,), torch.nan)}),
+        lambda state: state["weights"].update({"encoder.1.running_var": torch.full((8,), -1.0)}),
         lambda state: state.update(raw_weights={"other": torch.zeros(1)}),
         lambda state: state.pop("raw_weights"),
         lambda state: state.update(weights=None),
