@@ -11,7 +11,7 @@ def calibration(confidence, right):
     The confidence, the largest probability, is cut into BINS equal bins; the error is the mean distance of accuracy and
     confidence over the bins, weighted by their pairs (C. Guo et al., arXiv 1706.04599).
     """
-    bins = (confidence * BINS).long().clamp(max=BINS - 1)
+    bins = (confidence.nan_to_num(0) * BINS).long().clamp(max=BINS - 1)
     counts = torch.bincount(bins, minlength=BINS).double()
     sums = [torch.bincount(bins, values.double(), minlength=BINS) for values in (confidence, right)]
     there = counts > 0

@@ -79,7 +79,7 @@ def read_files(names):
     share a figure, where runs of one name in several folders are told apart by the folder; runs of a folder have a
     figure for each name, and what is no run there is skipped with a warning. Raises UserError.
     """
-    named, groups, sweeps, checkpoints = {}, {}, [], []
+    named, groups, sweeps, checkpoints, seen = {}, {}, [], [], set()
     names = {name.resolve(): name for name in map(Path, names)}.values()  # each once
     files = [name.name for name in names]
     several = {group_of(name) for name in files if files.count(name) > 1}  # runs of one name, in several folders
@@ -91,6 +91,9 @@ def read_files(names):
             if not found:
                 raise UserError(f"{name} holds no CSV file of a run and no best.pt")
         for path in found:
+            if path.resolve() in seen:
+                continue
+            seen.add(path.resolve())
             if path.suffix == ".pt":
                 checkpoints.append(path)
                 continue

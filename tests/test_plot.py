@@ -73,6 +73,9 @@ def test_runs_of_one_name_in_two_folders_are_two_curves_and_a_file_named_twice_i
     assert {label: len(runs) for label, runs in groups.items()} == {str(Path("a/tiny")): 2, str(Path("b/tiny")): 1}
     (name,) = dict(plot.figures_of([groups], [], [], None, "light"))
     assert name == "curves-a-tiny-b-tiny"
+    (tmp_path / "a").rename(tmp_path / "logs")
+    ((group,), _, _) = curves.read_files([".", "logs", "logs/tiny-s1.csv"])
+    assert {label: len(runs) for label, runs in group.items()} == {"tiny": 2}
 
 
 def test_the_same_input_gives_the_same_bytes_and_dark_gives_others(run, tmp_path):
@@ -150,6 +153,7 @@ def test_the_calibration_error_is_that_of_its_definition():
     assert confidences.tolist() == pytest.approx([0.55, 0.95]) and accuracies.tolist() == pytest.approx([0.3, 1.0])
     assert share.tolist() == [0.5, 0.5] and error == pytest.approx(0.5 * 0.25 + 0.5 * 0.05)
     assert calibration(torch.ones(4), torch.ones(4))[3] == 0
+    assert calibration(torch.full((4,), torch.nan), torch.zeros(4))[2].tolist() == [1.0]  # of a damaged network
 
 
 def answered(digit_answers):
@@ -210,7 +214,7 @@ def test_the_architecture_shows_every_part_with_its_parameters():
 BAD = [
     *("", "none.csv", "none.pt", "empty", "text.txt", "text.csv", "short.csv", "order.csv", "nan.csv", "header.csv"),
     *("text.pt", "run.csv --format gif", "run.csv --out text.txt", "run.csv --dataset fashion", "run.csv --data"),
-    *("a/run.csv a a", "few-find-lr.csv"),
+    *("a/run.csv b", "few-find-lr.csv"),
 ]
 
 
@@ -229,6 +233,7 @@ def test_a_bad_command_line_is_answered_in_one_line(run, trained, tmp_path, line
         "header.csv": lines[0],
         "few-find-lr.csv": "learning_rate,digit_loss,sum_loss,loss,smoothed_loss\n1,1,1,1,1\n",
         "a/run.csv": text,
+        "b/run.csv": text,
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
