@@ -75,6 +75,8 @@ def name_of(path):
 def read_grey(path):
     """The picture as float32 [height, width] from 0 to 255, upright, on white where it is transparent."""
     name = name_of(path)
+    if str(path) == "-" and sys.stdin is None:
+        raise ImageError(f"{name} is closed")
     try:
         with contextlib.nullcontext(sys.stdin.buffer) if str(path) == "-" else open(path, "rb") as file:
             content = file.read(BYTES_LIMIT + 1)

@@ -80,7 +80,7 @@ def surface(grey):
 
 def paper_below(ink):
     """What of `ink` is shade with an edge rather than strokes: what stays where a square opens it (morphology)."""
-    step = max(1, max(ink.shape) // 100)
+    step = max(1, min(max(ink.shape) // 100, *ink.shape))
     height, width = (n // step * step for n in ink.shape)
     coarse = ink[:height, :width].reshape(height // step, step, width // step, step).mean((1, 3))
     reach = max(2, max(coarse.shape) // 6)

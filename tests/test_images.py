@@ -161,8 +161,8 @@ def test_changed_bytes_are_read_or_refused(tmp_path):
 def test_any_picture_ends_in_a_digit_or_in_one_line(tmp_path):
     """Lines, dots, noise, stripes and frames of all sizes: nothing else than ImageError is raised."""
     random = np.random.default_rng(2)
-    for number in range(60):
-        height, width = random.integers(1, 90, 2)
+    sizes = [*random.integers(1, 90, (60, 2)), (3, 700), (700, 3), (1, 200), (5, 600)]
+    for number, (height, width) in enumerate(sizes):
         picture = np.full((height, width), 200.0)
         if number % 3 == 0:
             picture = random.uniform(0, 255, (height, width))
