@@ -45,6 +45,7 @@ from support.files import write_atomically
 from support.images import ImageError, image_files, name_of, png, read_digits
 
 TINY = Path(__file__).resolve().parent / "logs" / "tiny.pt"  # comes with the scripts
+BATCH = 500  # digits that are answered at a time
 BLOCKS = " ▀▄█"  # neither, the upper, the lower, both of two pixels
 GREYS = " .:-=+*#%@"
 
@@ -63,9 +64,12 @@ def read_all(paths, split):
 @torch.inference_mode()
 def answer(model, digits, numbers):
     """Probabilities of the digits and the sums, [N, 10] and [N, 19] float32, for digits [N] of uint8 [28, 28]."""
-    image = prepare(torch.from_numpy(np.stack(digits)).unsqueeze(1))
-    digit_logits, sum_logits = model(image, torch.tensor(numbers))
-    return model.digit_probabilities(digit_logits), model.sum_probabilities(sum_logits)
+    found = []
+    for start in range(0, len(digits), BATCH):
+        image = prepare(torch.from_numpy(np.stack(digits[start : start + BATCH])).unsqueeze(1))
+        digit_logits, sum_logits = model(image, torch.tensor(numbers[start : start + BATCH]))
+        found.append((model.digit_probabilities(digit_logits), model.sum_probabilities(sum_logits)))
+    return tuple(map(torch.cat, zip(*found, strict=True)))
 
 
 def picture(digit, encoding):
@@ -129,6 +133,8 @@ def main(argv=None):
 
     numbers = [random.randrange(ADDENDS) if args.number is None else args.number for _ in found]
     probabilities = answer(model, [digit for _, digit in found], numbers) if found else ([], [])
+    if found and not all(part.isfinite().all() for part in probabilities):
+        raise cli.UserError(f"{ckpt}: its answers are not finite numbers; train again")
     entries = [record(path, digit, *rest) for (path, digit), *rest in zip(found, numbers, *probabilities, strict=True)]
     if args.save_input and found:
         write_atomically(args.save_input, png(found[0][1]))
@@ -148,8 +154,7 @@ def show(entries, drawn):
     encoding = sys.stdout.encoding
     for entry in entries:
         print(picture(np.array(entry["input"]), encoding))
-        line = in_words(entry) + (f" ({entry['number']} was drawn at random)" if drawn else "")
-        print(line.encode(encoding or "ascii", "backslashreplace").decode(encoding or "ascii"))
+        print(in_words(entry) + (f" ({entry['number']} was drawn at random)" if drawn else ""))
 
 
 if __name__ == "__main__":

@@ -98,9 +98,19 @@ def test_standard_input_and_folders_and_several_files_are_read(ask, plain, tmp_p
     for name in ("b.png", "a.png"):
         save(tmp_path / "many" / name, seven())
     (tmp_path / "many" / "notes.txt").write_text("no image")
-    entries = json.loads(ask("many", plain, "--json")[1])
+    entries = json.loads(ask("many", plain, "--number", 5, "--json")[1])
     assert [entry["image"][-5:] for entry in entries] == ["a.png", "b.png", "n.png"]
+    monkeypatch.setattr(predict, "BATCH", 2)
+    again = json.loads(ask("many", plain, "--number", 5, "--json")[1])
+    for name in ("image", "digit", "sum", "input"):
+        assert [entry[name] for entry in again] == [entry[name] for entry in entries]
     assert len(json.loads(ask(save(tmp_path / "two.png", np.hstack([seven()] * 2)), "--split", "--json")[1])) == 2
+
+
+def test_a_closed_standard_input_is_no_image(ask, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    status, _, err = ask("-")
+    assert status == 2 and "standard input is closed" in err
 
 
 def test_one_unusable_image_does_not_hide_the_others(ask, plain, tmp_path):
