@@ -24,6 +24,7 @@ def instead_of_a_run(args, files, batches, train_epoch):
     if args.dry_run:
         files.refuse_to_overwrite(None)
         batches.images, batches.digits = batches.images[: args.batch_size], batches.digits[: args.batch_size]
+        batches.drawn.clear()  # draws of all images, where a trial on CUDA has made them
         digit_loss, sum_loss = train_epoch(0)[0, :2].tolist()
         return [f"dry run: one step taken, digit loss {digit_loss:.4f}, sum loss {sum_loss:.4f}; no run was written"]
     path = files.logs / f"{args.run_name}-find-lr.csv"
@@ -74,7 +75,10 @@ def write_sweep(path, losses, args):
     columns = (10**decades, *heads.unbind(1), total, smoothed)
     table.writerows([f"{value:.6g}" for value in row] for row in torch.stack(columns, 1).tolist())
     write_atomically(path, text.getvalue())
-    steepest, rise = suggestions(smoothed, decades)
+    try:
+        steepest, rise = suggestions(smoothed, decades)
+    except UserError as error:
+        raise UserError(f"{error}; its CSV is {path}") from None
     return [
         f"{len(losses)} steps at learning rates from {SWEEP[0]:g} to {SWEEP[1]:g} (arXiv 1506.01186)",
         f"the loss falls fastest at {steepest:.2g} and rises from {rise:.2g} on",
