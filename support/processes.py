@@ -28,8 +28,12 @@ def world_size():
 
 
 def launcher():
-    """The word or words that start a script in so many processes."""
-    return "python" if world_size() == 1 else f"torchrun --nproc-per-node {world_size()}"
+    """The word or words that start a script in so many processes, on so many machines."""
+    if world_size() == 1:
+        return "python"
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    machines = f"--nnodes {world_size() // here} " if here < world_size() else ""
+    return f"torchrun {machines}--nproc-per-node {here}"
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import torch
 import train
 from conftest import FILES_OF_A_RUN, ROOT, contents, same
 from data import Batches
+from support import processes
 from support.checkpoint import load_checkpoint
 
 WORLD = 2
@@ -33,6 +34,15 @@ def launch(folder, *argv):
 def rows(folder):
     with open(folder / "logs" / "run.csv", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_the_launcher_in_the_log_has_the_machines_and_the_processes_of_each(monkeypatch):
+    assert processes.launcher() == "python"
+    for name, value in {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    assert processes.launcher() == "torchrun --nproc-per-node 8"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert processes.launcher() == "torchrun --nnodes 2 --nproc-per-node 4"
 
 
 @pytest.mark.parametrize("world", [2, 3])
