@@ -135,7 +135,8 @@ class Run:
     """What `train.py --model NAME` sets up for `training` = (images, digits), with changes of its arguments."""
 
     def __init__(self, name, training, device, memory_format=torch.channels_last, fused=True, **changes):
-        args = argparse.Namespace(**vars(train.parse_arguments(["--model", name])[0]) | changes)
+        given, _ = train.parse_arguments(["--model", name, "--device", device.type])
+        args = argparse.Namespace(**vars(given) | changes)
         model, self.optimizer, self.averaged = train.build(args, device, memory_format, fused)
         given = args.batch_size, args.seed, args.addends_per_image, args.augment, device
         self.batches = model.Batches(*training, *given, corrupted=args.augment_corruptions)

@@ -69,7 +69,7 @@ def train_one(size, change, training, held, seed, device, teacher=None):
     """
     change = dict(change)
     if "teacher" in change:
-        bfloat16 = train.parse_arguments(["--model", size])[0].precision == "bfloat16"
+        bfloat16 = train.parse_arguments(["--model", size, "--device", device.type])[0].precision == "bfloat16"
         network = teacher(change.pop("teacher"), seed, **change.pop("teacher_changes", {}))
         change["batches"] = taught_batches([network], bfloat16)
     with changed(size, change) as (arguments, average):
@@ -216,6 +216,9 @@ def main(argv=None):
         figures = train_one(size, change, training, held, seed, device, teacher)
         made = {name: where[name] for name in ("commit", "date")}
         done[what, seed] = dict(what=what, seed=seed, change=describe(change)) | made | figures
+        if args.json and args.json.exists():  # another process may have added rows
+            others = read_record(args.json, args.search, setting)["rows"]
+            done = {(row["what"], row["seed"]): row for row in others if row["what"] in rows} | done
         record["rows"] = sorted(done.values(), key=lambda row: (names.index(row["what"]), row["seed"]))
         if args.json:
             write_atomically(args.json, json.dumps(record, indent=1) + "\n")
