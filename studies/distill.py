@@ -34,6 +34,7 @@ from evaluate import load_model
 from model import TwoHeadNet
 from support import processes
 from support.device import choose_device, set_deterministic
+from support.flags import SIZES
 from support.runlog import RunFiles
 
 
@@ -46,7 +47,7 @@ def taught_batches(teachers, bfloat16):
                 teacher = teachers[(epoch + step) % len(teachers)]
                 first = addend if addend.dim() == 1 else addend[:, 0]  # the digit's answer hardly depends on the addend
                 with torch.no_grad(), torch.autocast(image.device.type, torch.bfloat16, enabled=bfloat16):
-                    taught = teacher(image, first)[0].float().softmax(-1)
+                    taught = teacher.digit_probabilities(teacher(image, first)[0].float())
                 yield image, addend, taught, shifted(taught, addend)
 
     return TaughtBatches
@@ -72,6 +73,8 @@ def main(argv=None):
     run = train_arguments(args.flags)
     if run.resume or run.dry_run or run.find_lr or run.sum_encoding != "onehot" or processes.world_size() > 1:
         raise cli.UserError("--resume, --dry-run, --find-lr, another --sum-encoding and torchrun do not work here")
+    if run.model not in SIZES:
+        raise cli.UserError(f"--model {run.model} brings its own targets; choose from {', '.join(SIZES)}")
     device = choose_device(run.device)
     set_deterministic(run.deterministic, device)
     teachers = [load_model(path)[0].to(device, memory_format=torch.channels_last) for path in args.teachers]

@@ -68,7 +68,9 @@ def test_a_teacher_changes_the_weights_and_no_checkpoint_goes_on_without_it(run,
     assert not list(tmp_path.rglob("*last.pt"))  # train.py would continue it without its teachers
 
 
-@pytest.mark.parametrize("flags", [["--resume", "last.pt"], ["--dry-run"], ["--sum-encoding", "binary"]])
+@pytest.mark.parametrize(
+    "flags", [["--resume", "last.pt"], ["--dry-run"], ["--sum-encoding", "binary"], ["--model", "two-branch-lenet"]]
+)
 def test_what_cannot_be_taught_is_refused(run, teacher, flags, tmp_path):
     status, _, err = run(distill, "--teachers", teacher, "--", *flags)
     assert status == 2 and err.count("\n") == 1 and not list(tmp_path.iterdir())
