@@ -225,8 +225,9 @@ def main(argv=None):
         if path.exists() or [other.resolve() for other in files].count(path.resolve()) > 1:
             raise cli.UserError(f"{path} is taken; choose another name")
 
-    if args.verify:
-        needed("onnxruntime")  # before anything is written
+    for flag, names in ((args.onnx, ("onnx", "onnxscript")), (args.verify, ("onnxruntime",))):
+        if flag:
+            needed(*names)  # before anything is written
 
     model, state = load_model(args.ckpt)
     if args.show_loader:
