@@ -1,4 +1,6 @@
-"""Run every experiment behind the tables, and write the tables from the logs.
+"""Run the experiments behind the tables, and write the tables from the logs.
+
+The tries of studies.search for a size are made by hand.
 
     python -m studies.reproduce          run what is missing in logs/records/,
                                          runs first, then studies; then rewrite
@@ -64,8 +66,17 @@ from support.figures import require_matplotlib
 from support.files import lock, read_text, write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
-LOOP = ("data.py", "model.py", "train.py", "evaluate.py", "support/optim.py", "support/recipes.py")
-REPLAY_LOOP = ("data.py", "evaluate.py", "studies/replay.py", "studies/published.py")
+BEGUN = "begun.json"  # in the folder of a run that is not finished
+LOOP = (
+    "data.py",
+    "model.py",
+    "train.py",
+    "evaluate.py",
+    "support/corruptions.py",
+    "support/optim.py",
+    "support/recipes.py",
+)
+REPLAY_LOOP = ("data.py", "model.py", "evaluate.py", "studies/replay.py", "studies/published.py")
 WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef)
 
 
@@ -90,11 +101,11 @@ def run_all(runs, folder, jobs, extra, read=()):
         while waiting or running:
             ready = [name for name in waiting if not needed(waiting[name]) & (waiting.keys() | running.keys())]
             for name in ready[: jobs - len(running)]:
-                running[name] = start_run(name, waiting.pop(name), folder, extra, environment)
+                running[name] = start_run(name, waiting.pop(name), folder, jobs, extra, environment)
             for name, process in list(running.items()):
                 if process.poll() is not None:
                     del running[name]
-                    keep(name, process, folder, jobs)
+                    keep(name, process, folder)
                     done = total - len(waiting) - len(running)
                     left = (time.monotonic() - start) / done * (total - done) / 60
                     print(f"{done}/{total} {name}, about {left:.0f} min left", flush=True)
@@ -106,32 +117,39 @@ def run_all(runs, folder, jobs, extra, read=()):
             process.wait()
 
 
-def start_run(name, command, folder, extra, environment):
-    """Start or continue one run in a folder of its own."""
+def start_run(name, command, folder, jobs, extra, environment):
+    """Start one run, one of `jobs` at a time, in a folder of its own; or continue it, if its command is the same.
+
+    The folder holds the command, and the most runs that there were at a time.
+    """
     work = folder / ".work" / name
     work.mkdir(parents=True, exist_ok=True)
-    last = work / "logs" / f"{name}-last.pt"
-    words = shlex.split(command)
-    if last.exists():
+    last, begun = work / "logs" / f"{name}-last.pt", work / BEGUN
+    before, most = json.loads(read_text(begun)) if begun.exists() else (None, jobs)
+    if last.exists() and before == command:
         words = ["train.py", "--resume", str(last), "--out", str(work)]
+        jobs = max(jobs, most)
     else:
         with lock(work):  # of a run that was stopped in its first epoch, not of one that still runs
             shutil.rmtree(work / "logs", ignore_errors=True)
         place = ["--name", name, "--out", str(work / "logs")]
+        words = shlex.split(command)
         words += place if command.startswith(REPLAY) else ["--run-name", name, "--out", str(work)]
+    write_atomically(begun, json.dumps([command, jobs]))
     with open(work / "output.txt", "w") as output:
         return subprocess.Popen(
             [sys.executable, *words, *extra], stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=ROOT
         )
 
 
-def keep(name, process, folder, jobs):
+def keep(name, process, folder):
     """Move the log of a run that ended well to `folder`, with a note where runs shared the machine, and the best
     checkpoint to its folder CHECKPOINTS, for the studies of trained networks; delete the rest."""
     work = folder / ".work" / name
     if process.returncode:
         said = read_text(work / "output.txt").strip().splitlines() or [f"exit status {process.returncode}"]
         raise cli.UserError(f"the run {name} failed: {said[-1]}")
+    _, jobs = json.loads(read_text(work / BEGUN))
     for ending in ("csv", "txt"):
         text = read_text(work / "logs" / f"{name}.{ending}")
         for place in (work / "logs", work):
@@ -179,7 +197,7 @@ def by_older_code(records):
     logs = [read_text(path) for path in sorted(records.glob("*.txt"))]
     older = collections.Counter()
     for log in logs:
-        (commit,) = re.findall(r"^commit +(\S+)$", log, re.MULTILINE) or ["unknown"]
+        commit = (re.findall(r"^commit +(\S+)$", log, re.MULTILINE) or ["unknown"])[0]
         if not same_code(commit, REPLAY_LOOP if "studies.replay" in log else LOOP):
             older[commit] += 1
     commits = ", ".join(f"{number} of {commit}" for commit, number in older.items())
@@ -198,8 +216,11 @@ def code_of(file, commit=None):
     if commit is None:
         source = read_text(ROOT / file) if (ROOT / file).exists() else None
     else:
-        shown = subprocess.run(["git", "-C", str(ROOT), "show", f"{commit}:{file}"], capture_output=True, text=True)
-        source = None if shown.returncode else shown.stdout
+        words = ["git", "-C", str(ROOT), "show", f"{commit}:{file}"]
+        try:
+            source = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        except (OSError, subprocess.CalledProcessError):  # no git, or no such commit or file
+            source = None
     if source is None:
         return None
     tree = ast.parse(source)
@@ -209,16 +230,13 @@ def code_of(file, commit=None):
     return ast.dump(tree)
 
 
-def is_quick(name):
-    """Whether --quick includes the run: the first seed, once."""
-    return name.endswith("-s0") and not name.endswith("-alone-s0")
-
-
 def main(argv=None):
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.check and args.quick:
         parser.error("--check and --quick contradict each other")
+    if args.check and (args.only or args.jobs):
+        parser.error("--check compares all tables and runs nothing; leave out --only and --jobs")
     shown = [name for name in QUICK if name in (args.only or QUICK)]
     if args.quick and not shown:
         parser.error(f"--quick makes the tables {', '.join(QUICK)}; choose --only from these")
@@ -227,7 +245,7 @@ def main(argv=None):
     extra = ["--device", args.device, "--data-dir", args.data_dir]
     if args.quick:
         few = {"train.py": "--epochs 1 --val-size 45000", "-m": "--epochs 1 --images 15000"}
-        runs = {name: f"{command} {few[command.split()[0]]}" for name, command in runs.items() if is_quick(name)}
+        runs = {name: f"{command} {few[command.split()[0]]}" for name, command in runs.items() if name.endswith("-s0")}
         with tempfile.TemporaryDirectory() as folder:
             run_all(runs, Path(folder), args.jobs or os.cpu_count() or 1, extra)
             print("one epoch of 15,000 images each, whatever the column says:\n")

@@ -15,7 +15,7 @@ from conftest import ROOT
 from data import Batches
 from model import build_model
 from studies import distill, replay, reproduce
-from studies.plan import DISTILL, FAULTLESS, OURS, REPLAY, checkpoint, finished, plan, studies
+from studies.plan import DISTILL, FAULTLESS, OURS, REPLAY, SHARED, checkpoint, finished, plan, studies
 from studies.published import DESIGNS
 from studies.tables import PAGES, tables
 from support.cli import UserError, run_script
@@ -197,6 +197,27 @@ def test_runs_that_share_the_machine_say_so(tmp_path, extra, in_this_process):
         assert finished(tmp_path, name, command)
     (line,) = [line for line in tables(tmp_path, runs)["results"].splitlines() if "`base`" in line]
     assert line.rstrip(" |").endswith("*")
+
+
+def test_a_run_continues_with_the_same_command_only_and_stays_marked_as_shared(
+    tmp_path, extra, in_this_process, monkeypatch
+):
+    epoch = Batches.epoch
+
+    def second_is_interrupted(batches, number):
+        if number == 1:
+            raise KeyboardInterrupt
+        return epoch(batches, number)
+
+    for seed, command in enumerate((COMMAND.format(2, 0), COMMAND.format(2, 1))):
+        with monkeypatch.context() as patched:
+            patched.setattr(Batches, "epoch", second_is_interrupted)
+            with pytest.raises(UserError, match="interrupted"):
+                reproduce.run_all({"a": COMMAND.format(2, 0)}, tmp_path, 2, extra)
+        reproduce.run_all({"a": command}, tmp_path, 1, extra)
+        log = (tmp_path / "a.txt").read_text()
+        assert finished(tmp_path, "a", command) and (SHARED.format(2) in log) == ("continued" in log) == (seed == 0)
+        (tmp_path / "a.txt").unlink()
 
 
 def test_a_run_that_fails_is_named(tmp_path, extra):
