@@ -13,10 +13,9 @@ from support.files import read_text
 from support.recipes import RECIPES
 
 OURS = {"base": range(5), "tiny": range(5), "large": range(5), "fast": range(10)}  # size: seeds
-ALONE = {"large": range(1)}  # recorded by two runs at a time: seeds that are repeated by themselves, for their seconds
 OTHER_SEEDS = range(3)
 ROBUST = ("base", "tiny")  # sizes that are trained on corrupted images too
-CORRUPTED = 0.25  # share of the training images, chosen on held-out images: studies/robustness.md
+CORRUPTED = 0.25  # share of the training images
 PUBLISHED_SEEDS = {"two-branch-lenet": range(5)}  # one of the first three collapses, so its spread needs more
 OUR, REPLAY, DISTILL = "train.py --dataset mnist", "-m studies.replay", "-m studies.distill"
 DISTILLED = {"base": "--epochs 30 --augment 1", "tiny": "--epochs 30"}  # size: flags; taught by those of "large"
@@ -117,7 +116,6 @@ def groups():
     for size, seeds in OURS.items():
         command = f"{OUR} --model {size} --precision {precision_of(size)}"
         found["results"] |= {f"{size}-s{n}": f"{command} --seed {n}" for n in seeds}
-        found["results"] |= {f"{size}-alone-s{n}": f"{command} --seed {n}" for n in ALONE.get(size, ())}
     for group, flags_of_runs in (("encodings", ENCODINGS.values()), ("weights", map(weight_flags, WEIGHTS))):
         for flags in flags_of_runs:
             words = " ".join(f"{OUR} {flags} --precision float32 --epochs {STUDY_EPOCHS}".split())
@@ -159,13 +157,13 @@ def studies():
     The command is to be followed by `--json FILE`; the search continues its file, the others start again.
     """
     robust = [f"{size}{kind}-s{n}" for size in ROBUST for kind in ("", "-corrupted") for n in OTHER_SEEDS]
-    distilled = [f"{size}-distilled-s{n}" for size in DISTILLED for n in OURS[size]]
+    pupils = {f"{size}-distilled": [f"{size}-distilled-s{n}" for n in OURS[size]] for size in DISTILLED}
     read = {
         "robustness-cpu.json": ("robustness", "-m studies.robustness", robust),
         "errors-cpu.json": ("errors", "-m studies.errors --ensemble", [f"base-s{n}" for n in OURS["base"]]),
         "errors-large-cpu.json": ("errors", "-m studies.errors --ensemble", [f"large-s{n}" for n in OURS["large"]]),
         "errors-sizes-cpu.json": ("errors", "-m studies.errors", ["tiny-s0", "fast-s0"]),
-        "errors-distilled-cpu.json": ("distilled", "-m studies.errors", distilled),
+        **{f"errors-{kind}-cpu.json": ("distilled", "-m studies.errors", names) for kind, names in pupils.items()},
         "search-ablations.json": ("recipes", "-m studies.search ablations", []),
         "ladder-cpu.json": ("speed", "-m studies.ladder", []),
         "benchmark-cpu.json": ("speed", "-m studies.benchmark", []),

@@ -117,7 +117,8 @@ def ladder_tables(record):
 
 def time_to_rival(rows):
     """A sentence for each rival: the time of the recipe on as many images as it takes to reach its mean accuracy, by
-    linear interpolation between half of the images, three quarters and all; the difference where all do not reach it.
+    linear interpolation between half of the images, three quarters and all; the difference, mean ± standard error,
+    where all do not reach it.
     """
     shares = [row for row in rows["ours"] if "of the images" in row["what"]] + [rows["ours"][0]]
     points = [(statistics.mean(row["accuracy"]), statistics.median(row["seconds"])) for row in shares]
@@ -134,7 +135,7 @@ def time_to_rival(rows):
                 break
         else:
             short = with_error([a - b for a, b in zip(rows["ours"][0]["accuracy"], row["accuracy"], strict=True)], "+")
-            lines.append(f"Ours does not reach {name}; the difference is {short} points.")
+            lines.append(f"The mean of ours is below {name}; the difference is {short} points.")
     return textwrap.fill(" ".join(lines), 118)
 
 

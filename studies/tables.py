@@ -5,7 +5,6 @@ import contextlib
 import functools
 import json
 import re
-import statistics
 import textwrap
 
 import train
@@ -50,7 +49,7 @@ PAGES = {  # page: the tables in it
         *ERRORS,
         *(f"errors-large-{name}" for name in ("scores", "common", "agreement")),
         *(f"errors-sizes-{name}" for name in ("scores", "common")),
-        "errors-distilled-agreement",
+        *(f"errors-{size}-distilled-agreement" for size in plan.DISTILLED),
     ),
     "logs/README.md": ("index",),
 }
@@ -77,9 +76,8 @@ def tables(folder, runs):
         size, _, distilled = prefix.partition("-")
         parameters = ", ".join(sorted(facts(folder, seeds(prefix), r"^model .*?([\d,]+) parameters"))) or "–"
         epochs = ", ".join(sorted(facts(folder, seeds(prefix), r"^arguments (?:.*\n)*?.* epochs=(\d+)"))) or "–"
-        timed = seeds(f"{prefix}-alone") or seeds(prefix)
-        shared = "*" if facts(folder, timed, plan.SHARED.format(r"\d+")) else ""
-        seconds = spread(folder, timed, "train_seconds", 1) + shared
+        shared = "*" if facts(folder, seeds(prefix), plan.SHARED.format(r"\d+")) else ""
+        seconds = spread(folder, seeds(prefix), "train_seconds", 1) + shared
         results.append([*row(prefix, f"`{size}` {distilled}".strip(), parameters, epochs), seconds])
     if (large := folder / "errors-large-cpu.json").exists():
         results += recorded(large, ensemble_of_large, ["results"])["results"]
@@ -202,10 +200,6 @@ def precisions(folder, seeds, row):
         f"With bfloat16 in place of float32 and the same seed, joint accuracy changes by {with_error(gains, '+', 3)} "
         f"points (mean ± standard error of {len(gains)} seeds)"
     )
-    names = [name for pair in pairs for name in pair]
-    if len(facts(folder, names, "^device .*")) == 1 and not facts(folder, names, plan.SHARED.format(r"\d+")):
-        ratios = [bfloat16["train_seconds"] / float32["train_seconds"] for float32, bfloat16 in found]
-        sentence += f", the seconds by a factor of {statistics.median(ratios):.2f} (median)"
     return f"{made}\n\n{textwrap.fill(f'{sentence}.', 118)}"
 
 
@@ -220,7 +214,7 @@ def searches(folder):
 def errors(folder):
     """{name: Markdown}: the tables of the records of studies/errors.py."""
     made = {}
-    for kind in ("", "-large", "-sizes", "-distilled"):
+    for kind in ("", "-large", "-sizes", *(f"-{size}-distilled" for size in plan.DISTILLED)):
         make_tables = functools.partial(tables_of_sizes, folder) if kind == "-sizes" else errors_tables
         found = recorded(folder / f"errors{kind}-cpu.json", make_tables, ERRORS)
         made |= {name.replace("errors", f"errors{kind}"): text for name, text in found.items()}
@@ -253,8 +247,9 @@ def reading(path):
     """A context that raises UserError where what is read from the record `path` is not of its form."""
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-        raise UserError(f"{path} is damaged, or of another version; make it again, or remove it") from None
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} is damaged, or of another version ({cause}); make it again, or remove it") from None
 
 
 def index(folder, names):
@@ -266,8 +261,9 @@ def index(folder, names):
             tables_of.setdefault(without_seed(name), {})[group] = None
     for name in names:
         text = read_text(folder / f"{name}.txt")
-        found = [re.search(rf"^{entry} +(?:cpu: )?(.*)$", text, re.MULTILINE) for entry in ("commit", "date", "device")]
-        runs[(without_seed(name), *("" if entry is None else entry[1] for entry in found))] += 1
+        found = [re.search(rf"^{entry} +(.*)$", text, re.MULTILINE) for entry in ("commit", "date", "device")]
+        commit, date, device = ("" if entry is None else entry[1] for entry in found)
+        runs[without_seed(name), commit, date, short_device(device)] += 1
     for (prefix, *made), number in runs.items():
         used = next(iter(tables_of[prefix])) if len(tables_of[prefix]) == 1 else "several"
         rows.append([f"`{prefix}`", str(number), used, *made])
@@ -280,9 +276,13 @@ def index_rows(file, record):
     """{"index": the rows of the index for the record of a study}: one for each commit and date."""
     rows = [row for row in record.get("rows", ()) if "commit" in row] or [record]
     made = sorted({(row["commit"], row.get("date", "")) for row in rows})
-    group = plan.studies().get(file, ("recipes" if file.startswith("search-") else "",))[0]
-    device = record["device"].removeprefix("cpu: ")
-    return {"index": [[f"`{file}`", "", group, commit, date, device] for commit, date in made]}
+    group = plan.studies().get(file, ("by hand" if file.startswith("search-") else "",))[0]
+    return {"index": [[f"`{file}`", "", group, commit, date, short_device(record["device"])] for commit, date in made]}
+
+
+def short_device(device):
+    """The device of a log for a narrow column: cpu: Intel(R) Xeon(R) Processor @ 2.10GHz -> Intel Xeon."""
+    return re.sub(r"^cpu: |\(R\)| Processor| @ [\d.]+GHz", "", device)
 
 
 def without_seed(name):
