@@ -2,7 +2,9 @@
 
 import re
 import runpy
+import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,20 @@ def test_lines_and_tables_fit_a_screen(page):
 def test_the_test_command_is_the_one_that_ci_runs():
     (line,) = re.findall(r"^.*python -m pytest$", README, re.MULTILINE)
     assert line.startswith("python3 -m venv .venv && . .venv/bin/activate && ")  # an environment of its own
+
+
+def test_cleaning_up_removes_ones_own_runs_and_nothing_of_the_records(tmp_path):
+    (line,) = re.findall(r"^git clean -fX .*$", (ROOT / "docs" / "running.md").read_text(), re.MULTILINE)
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    mine = {"logs/run.txt", "logs/run-best.pt", "logs/run-find-lr.csv", "logs/sub/run.csv", "best.pt", "last.pt"}
+    kept = {"logs/tiny.pt", "logs/records/.checkpoints/base-s0.pt", "logs/records/.work/a/last.pt", "data/mnist/x"}
+    for name in mine | kept:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    for words in (["git", "init", "-q"], shlex.split(line)):
+        subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+    there = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {name for name in there if not name.startswith(".git")} == kept
 
 
 def test_the_committed_network_is_that_of_a_record_which_the_index_names():
