@@ -215,10 +215,10 @@ def main(argv=None):
         training, held = held_out("search", images, digits, seed, PARTS)
         figures = train_one(size, change, training, held, seed, device, teacher)
         made = {name: where[name] for name in ("commit", "date")}
-        done[what, seed] = dict(what=what, seed=seed, change=describe(change)) | made | figures
         if args.json and args.json.exists():  # another process may have added rows
             others = read_record(args.json, args.search, setting)["rows"]
-            done = {(row["what"], row["seed"]): row for row in others if row["what"] in rows} | done
+            done |= {(row["what"], row["seed"]): row for row in others if row["what"] in rows}
+        done[what, seed] = dict(what=what, seed=seed, change=describe(change)) | made | figures
         record["rows"] = sorted(done.values(), key=lambda row: (names.index(row["what"]), row["seed"]))
         if args.json:
             write_atomically(args.json, json.dumps(record, indent=1) + "\n")

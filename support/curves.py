@@ -73,7 +73,9 @@ def group_of(path):
 
 
 def read_files(names):
-    """(groups of runs that share a figure, sweeps, checkpoints) of these files and folders; each file is read once.
+    """(groups of runs that share a figure, sweeps, checkpoints) of these files and folders.
+
+    Of files that lie in several of the folders, each is read once.
 
     The first is a list of {name: list of runs}, the second of (path, sweep), the third of paths. Files that are named
     share a figure, where runs of one name in several folders are told apart by the folder; runs of a folder have a
@@ -91,9 +93,10 @@ def read_files(names):
             if not found:
                 raise UserError(f"{name} holds no CSV file of a run and no best.pt")
         for path in found:
-            if path.resolve() in seen:
-                continue
-            seen.add(path.resolve())
+            if path is not name:
+                if path.resolve() in seen:
+                    continue
+                seen.add(path.resolve())
             if path.suffix == ".pt":
                 checkpoints.append(path)
                 continue

@@ -90,8 +90,8 @@ class RunFiles:
         try:
             last = load_checkpoint(self.last)
         except CheckpointError:  # none, or damaged
-            log = read_text(self.text) if self.text.exists() else ""
-            if self.holds_epochs() and not log.startswith(f"{resumed['header']}\n"):
+            there = self.text.exists() and self.holds_epochs()
+            if there and not read_text(self.text).startswith(f"{resumed['header']}\n"):
                 message = f"{self.logs} holds another run of the name {self.name}; choose another --out"
                 raise UserError(message) from None
             return
