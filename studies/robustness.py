@@ -114,7 +114,7 @@ def label(name, share):
 
 
 def robustness_tables(record):
-    """{"robustness": Markdown} of a record: the means over the kinds side by side, then a table for each group."""
+    """{name: Markdown} of a record: "means", over the kinds, side by side; "robustness", with each group's table."""
     groups = grouped(record)
     head = "{device}; {versions}; commit {commit}; {data set}. Joint accuracy in %, mean ± standard deviation."
     lines = []
@@ -126,13 +126,14 @@ def robustness_tables(record):
     if any(shares):
         lines.insert(0, ["share corrupted", *(f"{share:g}" for share in shares)])
     headings = [f"{name} ({count(len(runs), 'run')})" for name, runs in zip(names, groups.values(), strict=True)]
-    parts = [textwrap.fill(head.format(**record), 118), table([MEAN, *headings], lines)]
+    means = [textwrap.fill(head.format(**record), 118), table([MEAN, *headings], lines)]
+    parts = [*means]
     for group, runs in groups.items():
         parts += [
             f"{label(*group)}, joint accuracy in % at the strengths 1 to 5, and both answers at {MIDDLE}:",
             detail(runs),
         ]
-    return {"robustness": "\n\n".join(parts)}
+    return {"means": "\n\n".join(means), "robustness": "\n\n".join(parts)}
 
 
 def detail(runs):

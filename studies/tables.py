@@ -44,7 +44,7 @@ PAGES = {  # page: the tables in it
     ),
     "studies/speed.md": (*SPEED_TABLES, *LADDER_TABLES, "precisions"),
     "studies/recipes.md": ("aims", *(f"search-{name}" for name in SEARCHES)),
-    "studies/robustness.md": ("robustness",),
+    "studies/robustness.md": ("robustness", "robustness-shares"),
     "studies/errors.md": (
         *ERRORS,
         *(f"errors-large-{name}" for name in ("scores", "common", "agreement")),
@@ -100,6 +100,7 @@ def tables(folder, runs):
         **recorded(folder / "benchmark-cpu.json", speed_tables, SPEED_TABLES),
         **recorded(folder / "ladder-cpu.json", ladder_tables, LADDER_TABLES),
         **recorded(folder / "robustness-cpu.json", robustness_tables, ("robustness",)),
+        "robustness-shares": recorded(folder / "robustness-shares.json", robustness_tables, ("means",))["means"],
         **errors(folder),
         **searches(folder),
         "encodings": study_table("encoding", row, plan.ENCODINGS),
@@ -276,7 +277,7 @@ def index_rows(file, record):
     """{"index": the rows of the index for the record of a study}: one for each commit and date."""
     rows = [row for row in record.get("rows", ()) if "commit" in row] or [record]
     made = sorted({(row["commit"], row.get("date", "")) for row in rows})
-    group = plan.studies().get(file, ("by hand" if file.startswith("search-") else "",))[0]
+    group = plan.studies().get(file, ("by hand",))[0]
     return {"index": [[f"`{file}`", "", group, commit, date, short_device(record["device"])] for commit, date in made]}
 
 

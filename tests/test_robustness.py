@@ -102,6 +102,8 @@ def test_a_missing_record_is_named_so_and_one_that_is_there_gives_its_tables(sco
     folder, record, printed = scored
     made = recorded(folder / "r.json", robustness.robustness_tables, ("robustness",))
     assert made == {"robustness": printed} and record["networks"]
+    means = robustness.robustness_tables(record)["means"]
+    assert printed.startswith(f"{means}\n\n") and means.count("| strength ") == len(STRENGTHS)
     assert recorded(folder / "none.json", robustness.robustness_tables, ("robustness",)) == {"robustness": NOT_RECORDED}
 
 
