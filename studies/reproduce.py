@@ -125,8 +125,11 @@ def start_run(name, command, folder, jobs, extra, environment):
     work = folder / ".work" / name
     work.mkdir(parents=True, exist_ok=True)
     last, begun = work / "logs" / f"{name}-last.pt", work / BEGUN
-    before, most = json.loads(read_text(begun)) if begun.exists() else (None, jobs)
-    if last.exists() and before == command:
+    try:
+        before, most = json.loads(read_text(begun))
+    except (OSError, RecursionError, TypeError, ValueError):  # none, or damaged
+        before, most = None, jobs
+    if last.exists() and before == command and isinstance(most, int):
         words = ["train.py", "--resume", str(last), "--out", str(work)]
         jobs = max(jobs, most)
     else:

@@ -82,16 +82,16 @@ class RunFiles:
 
     def refuse_to_overwrite(self, resumed):
         """Raise UserError where the folder holds another run of this name. `resumed`: the checkpoint, or None."""
-        if resumed is None and (self.last.exists() or self.holds_epochs()):
-            advice = f" or --resume {self.last}" if self.last.exists() else ""
-            raise UserError(f"there is a run {self.name} in {self.logs}; choose another --run-name{advice}")
         if resumed is None:
+            without_log = not self.text.exists() and (self.best.exists() or self.csv.exists())
+            if self.last.exists() or self.holds_epochs() or without_log:
+                advice = f" or --resume {self.last}" if self.last.exists() else ""
+                raise UserError(f"there is a run {self.name} in {self.logs}; choose another --run-name{advice}")
             return
         try:
             last = load_checkpoint(self.last)
         except CheckpointError:  # none, or damaged
-            there = self.text.exists() and self.holds_epochs()
-            if there and not read_text(self.text).startswith(f"{resumed['header']}\n"):
+            if self.holds_epochs() and not read_text(self.text).startswith(f"{resumed['header']}\n"):
                 message = f"{self.logs} holds another run of the name {self.name}; choose another --out"
                 raise UserError(message) from None
             return
@@ -101,10 +101,9 @@ class RunFiles:
             raise UserError(f"{self.last} has come to epoch {last['epoch']}; --resume that, or choose another --out")
 
     def holds_epochs(self):
-        """Whether the log holds an epoch, or is missing beside other files of the run; the log of a run that ended
-        before its first epoch may be replaced."""
+        """Whether the log holds an epoch; that of a run that ended before its first may be replaced."""
         if not self.text.exists():
-            return self.best.exists() or self.csv.exists()
+            return False
         lines = read_text(self.text).splitlines()
         return not (lines and lines[-1].startswith("epoch ") and lines[-1].endswith("seconds"))
 

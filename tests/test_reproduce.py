@@ -209,14 +209,17 @@ def test_a_run_continues_with_the_same_command_only_and_stays_marked_as_shared(
             raise KeyboardInterrupt
         return epoch(batches, number)
 
-    for seed, command in enumerate((COMMAND.format(2, 0), COMMAND.format(2, 1))):
+    cases = [(COMMAND.format(2, 0), None), (COMMAND.format(2, 1), None), (COMMAND.format(2, 0), "[1")]
+    for number, (command, damaged) in enumerate(cases):
         with monkeypatch.context() as patched:
             patched.setattr(Batches, "epoch", second_is_interrupted)
             with pytest.raises(UserError, match="interrupted"):
                 reproduce.run_all({"a": COMMAND.format(2, 0)}, tmp_path, 2, extra)
+        if damaged:
+            (tmp_path / ".work" / "a" / reproduce.BEGUN).write_text(damaged)
         reproduce.run_all({"a": command}, tmp_path, 1, extra)
         log = (tmp_path / "a.txt").read_text()
-        assert finished(tmp_path, "a", command) and (SHARED.format(2) in log) == ("continued" in log) == (seed == 0)
+        assert finished(tmp_path, "a", command) and (SHARED.format(2) in log) == ("continued" in log) == (number == 0)
         (tmp_path / "a.txt").unlink()
 
 
