@@ -15,7 +15,8 @@ def draw_architecture(model, name, theme):
         numbers = f"{layer.parameters:,d}" if layer.parameters else ""
         shape = "×".join(map(str, layer.shape))
         boxes.setdefault(layer.name.split(".")[0], []).append((layer.kind, shape, numbers))
-    boxes |= {"digit": ["10 logits"], "sum": ["19 logits"]}
+    for part, output in zip(("digit", "sum"), model.eval()(*inputs), strict=True):
+        boxes[part] = [f"{output.shape[-1]} logits" if output.shape[-1] > 1 else "a number"]
     boxes = {part: aligned(lines) for part, lines in boxes.items() if any(part in link for link in links)}
     depths = {}
     for part in boxes:  # in the order in which they compute

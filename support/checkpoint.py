@@ -46,12 +46,17 @@ class CheckpointError(UserError):
 
 def save_checkpoint(path, state):
     """Write `state`, a dict of tensors and plain Python values, to `path`; see `write_atomically`."""
+    write_atomically(path, packed(state))
+
+
+def packed(state):
+    """The bytes of a checkpoint of `state`, with their checksum."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "version": VERSION, **state}, buffer)
     content = buffer.getvalue()
     # The last two bytes of a zip file without a comment are the comment's length, 0.
     body = content[:-2] + struct.pack("<H", CHECKSUM_LENGTH)
-    write_atomically(path, body + CHECKSUM + hashlib.sha256(body).digest())
+    return body + CHECKSUM + hashlib.sha256(body).digest()
 
 
 def load_checkpoint(path):

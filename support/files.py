@@ -1,6 +1,7 @@
 """Files that are whole or not there, and a folder that one run has to itself."""
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -36,6 +37,9 @@ def write_atomically(path, content):
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
+        except OSError as error:
+            if error.errno not in (errno.EBADF, errno.EINVAL):  # a file system that has no such call for folders
+                raise
         finally:
             os.close(folder)
 

@@ -9,10 +9,16 @@ import copy
 import torch
 
 from support import processes
+from support.cli import UserError, one_line
 
 
 def choose_network(args, model, batches):
-    """(network, notes): what the training loop calls for `model`; notes on requested options that are unavailable."""
+    """(network, notes): what the training loop calls for `model`; notes on requested options that are unavailable.
+
+    Raises UserError for a network with parameters that no loss reaches: it could not be resumed or run in parallel.
+    """
+    if args.sum_encoding == "shift" and args.addend_encoding == "embedding":
+        raise UserError("--sum-encoding shift shows the network no addend to embed; leave --addend-encoding out")
     network, notes = processes.data_parallel(model, batches.device), []
     for flag, requested in (("--compile", args.compile), ("--cuda-graph", args.cuda_graph)):
         if not requested:
@@ -48,7 +54,7 @@ def accelerate(flag, model, batch, precision):
         raise
     except Exception as error:  # no compiler, no CUDA, an operation that cannot be captured: of many kinds
         cause = getattr(error, "inner_exception", None) or error.__context__ or error
-        problem = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        problem = one_line(next(iter(str(cause).strip().splitlines()), type(cause).__name__))
     model.zero_grad()
     model.load_state_dict(before)
 

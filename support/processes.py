@@ -42,10 +42,13 @@ def process_group(device):
     if world_size() == 1:
         yield device
         return
+    if device.type not in ("cpu", "cuda"):
+        raise ConnectionError(f"several processes cannot train on {device.type}; choose --device cpu or cuda")
     if device.type == "cuda":
-        if int(os.environ["LOCAL_RANK"]) >= torch.cuda.device_count():
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))  # torchrun sets it; others start a process on each machine
+        if local_rank >= torch.cuda.device_count():
             raise ConnectionError(f"process {rank()} has no GPU of its own; use a smaller --nproc-per-node")
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     elif os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"] and os.path.exists("/sys/class/net/lo"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo looks the machine's own name up, often in vain

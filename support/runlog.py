@@ -28,7 +28,7 @@ from support.checkpoint import (
     VAL_LOSSES,
     CheckpointError,
     load_checkpoint,
-    save_checkpoint,
+    packed,
     whole,
 )
 from support.cli import UserError, file_name, printable
@@ -72,6 +72,7 @@ class RunFiles:
                     raise UserError(f"{needed} cannot be written to; choose another --out")
             stack.enter_context(lock(self.folder))
             self.refuse_to_overwrite(resumed)
+            self.refuse_to_lose_copies(resumed)
             self.remove_leftovers()
             yield
 
@@ -100,6 +101,39 @@ class RunFiles:
         if whole(last.get("epoch"), resumed["epoch"] + 2):  # a kill between the two files leaves one of difference
             raise UserError(f"{self.last} has come to epoch {last['epoch']}; --resume that, or choose another --out")
 
+    def refuse_to_lose_copies(self, resumed):
+        """Raise UserError where best.pt or last.pt, which this run replaces, cannot be kept as that of its own run."""
+        for path, own, state in self.copies():
+            ours = own in (self.best, self.last)
+            if ours and resumed is not None:
+                kept = resumed
+            elif own.exists():
+                kept = load_checkpoint(own)
+            elif ours:
+                kept = {}
+            else:
+                continue  # `keep_best_of_other_run` keeps it
+            if kept.get("args") != state["args"]:
+                name = state["args"]["run_name"]
+                raise UserError(f"{path} is of another run of the name {name}; move it, or choose another --out")
+
+    def copies(self):
+        """[(path, the file of the run that it is a copy of, state)] of best.pt and last.pt. Raises UserError for a file
+        that is not of a run."""
+        found = []
+        for kind in ("best", "last"):
+            path = self.folder / f"{kind}.pt"
+            if not path.exists():
+                continue
+            try:
+                state = load_checkpoint(path)
+                own = getattr(RunFiles(self.folder, file_name(state["args"]["run_name"])), kind)
+            except (argparse.ArgumentTypeError, AttributeError, CheckpointError, LookupError, TypeError) as error:
+                cause = str(error) if isinstance(error, CheckpointError) else f"{path} is not of a run"
+                raise UserError(f"{cause}; a run would replace it: move it, or choose another --out") from None
+            found.append((path, own, state))
+        return found
+
     def holds_epochs(self):
         """Whether the log holds an epoch; that of a run that ended before its first may be replaced."""
         if not self.text.exists():
@@ -114,21 +148,21 @@ class RunFiles:
                 path.unlink()
 
     def keep_best_of_other_run(self):
-        """Say where the best.pt of another run, which this run replaces, is kept; copy it there if it is not."""
+        """Say where the best.pt of another run, which this run replaces, is kept; copy it there if it is not, and
+        last.pt too."""
         if processes.rank() > 0:
             return
-        try:
-            other = load_checkpoint(self.folder / "best.pt")
-            name = file_name(other["args"]["run_name"])
-        except (argparse.ArgumentTypeError, AttributeError, CheckpointError, LookupError, TypeError):
-            return  # none, or not of a run
-        own = RunFiles(self.folder, name).best
-        if name != self.name:
+        for path, own, state in self.copies():
+            if own in (self.best, self.last):
+                continue
             if not own.exists():
-                save_checkpoint(own, other)
-            print(
-                f"best.pt is of the run {name} and stays in {own}; this run replaces it after an epoch", file=sys.stderr
-            )
+                self.save(state, own)
+            if path.name == "best.pt":
+                print(
+                    f"best.pt is of the run {state['args']['run_name']} and stays in {own}; this run replaces it after "
+                    "an epoch",
+                    file=sys.stderr,
+                )
 
     def save_best(self, state):
         """Write what `evaluate.py` needs of the best epoch, without the optimiser."""
@@ -143,8 +177,9 @@ class RunFiles:
     def save(self, state, *paths):
         """Write a checkpoint to each of the paths; of several processes, process 0 alone."""
         if processes.rank() == 0:
+            content = packed(state)
             for path in paths:
-                save_checkpoint(path, state)
+                write_atomically(path, content)
 
     def write_log(self, state, ending=(), test_scores=None):
         """Write the text and the CSV whole, as they stand after an epoch or at the end."""
@@ -180,9 +215,8 @@ def commit():
         return subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return answer("rev-parse", "--short", "HEAD") + (
-            "-dirty" if answer("diff", "HEAD", "--", "*.py", ":!tests") else ""
-        )
+        dirty = answer("diff", "--name-only", "HEAD", "--", "*.py", ":!tests")
+        return answer("rev-parse", "--short", "HEAD") + ("-dirty" if dirty else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

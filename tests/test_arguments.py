@@ -58,6 +58,7 @@ BAD_FOR_TRAIN = [
     # in contradiction, unknown, abbreviated, left over, without a value
     "--digit-weight 0 --sum-weight 0".split(),
     "--model average-pooling --sum-encoding binary".split(),
+    "--addend-encoding embedding --sum-encoding shift".split(),  # nothing would train the embedding
     "--model two-branch-lenet --addend-encoding scalar".split(),
     *(["--deterministic", "yes"], ["--epoch", "2"], ["--scheduler", "cosine"], ["--verbose"], ["-e", "2"], ["2"]),
     *(["--epochs"], ["--resume"], ["--resume", ""], ["--unknown\nflag"], ["--run-name", ""], ["--run-name", "  "]),

@@ -1,6 +1,7 @@
 """Damage done for real: to checkpoints, to the disk under a run, to the loss and to the memory."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import pickle
@@ -267,6 +268,23 @@ def test_what_a_write_leaves_is_on_disk_before_it_has_the_name(tmp_path, monkeyp
     monkeypatch.setattr("os.replace", record_replace)
     write_atomically(tmp_path / "a.txt", "1234567")
     assert calls == ["file of 7 bytes", "rename", "folder"]
+
+
+def test_a_file_system_without_fsync_of_folders_can_be_written_to(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def refuse_folders(number):
+        if os.path.isdir(f"/dev/fd/{number}"):
+            raise OSError(error, os.strerror(error))
+        fsync(number)
+
+    monkeypatch.setattr("os.fsync", refuse_folders)
+    error = errno.EINVAL
+    write_atomically(tmp_path / "a.txt", "new")
+    assert contents(tmp_path) == {"a.txt": b"new"}
+    error = errno.EIO
+    with pytest.raises(OSError, match="Input/output"):
+        write_atomically(tmp_path / "a.txt", "newer")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

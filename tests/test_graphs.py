@@ -72,12 +72,13 @@ def test_on_cuda_a_captured_network_trains_as_the_plain_one(run, small_flags, pr
 )
 def test_unavailable_options_are_named_on_stderr_and_in_the_log(run, small_flags, trained, monkeypatch, flag, problem):
     def fail(*_, **__):
-        raise RuntimeError("no working C++ compiler\nmore lines")
+        raise RuntimeError("no working\tC++ compiler\nmore lines")
 
     monkeypatch.setattr(torch, "compile", fail)
     status, out, err = run(train, *small_flags, flag)
     assert status == 0 and err == f"WARNING: {flag} is unavailable, continuing without: {problem}\n"
     assert f"\nnote        {flag} is unavailable" in out
+    assert run(train, "--resume", "last.pt", *small_flags)[0] == 0  # the note is in the header, which is checked
     assert same(load_checkpoint("last.pt")["raw_weights"], load_checkpoint(trained / "last.pt")["raw_weights"])
 
 

@@ -208,7 +208,9 @@ def test_the_architecture_shows_every_part_with_its_parameters():
 
     with figures.style("light"):
         said = texts(draw_architecture(build_model("tiny"), "tiny", "light"))
+        other = texts(draw_architecture(build_model("tiny", sum_encoding="scalar"), "tiny", "light"))
     assert "9,941 parameters" in said and "2,304" in said and "conv 3×3, 16 groups" in said and "sum head" in said
+    assert "10 logits" in said and "19 logits" in said and "19 logits" not in other and "a number" in other
 
 
 BAD = [

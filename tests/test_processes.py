@@ -45,6 +45,13 @@ def test_the_launcher_in_the_log_has_the_machines_and_the_processes_of_each(monk
     assert processes.launcher() == "torchrun --nnodes 2 --nproc-per-node 4"
 
 
+def test_several_processes_need_a_device_that_they_can_share(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConnectionError, match="cannot train on mps; choose"):
+        with processes.process_group(torch.device("mps")):
+            pytest.fail("the group was joined")
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_each_process_takes_its_part_of_each_batch(small, world):
     whole = list(Batches(*small, 64, addends_per_image=2).epoch(1))
