@@ -83,8 +83,8 @@ def common_list(by_index, networks, judged):
     for n, misreadings in by_index.items():
         said = sorted({image["answer"] for image in misreadings.values()})
         words.append(f"{n}{mark(n, judged)} ({label_of(misreadings)} read as {' or '.join(map(str, said))})")
-    who = "The network misreads" if networks == 1 else f"All {networks} networks misread"
-    return textwrap.fill(f"{who} {count(len(words), 'image')}{': ' if words else ''}{', '.join(words)}.", 118)
+    who = "by the network" if networks == 1 else f"by each of the {networks} networks"
+    return textwrap.fill(f"{count(len(words), 'image')} misread {who}{': ' if words else ''}{', '.join(words)}.", 118)
 
 
 def label_of(misreadings):

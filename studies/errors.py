@@ -186,7 +186,7 @@ def look_at_all(loaded, ensemble, training, test, judged, device):
 
     groups = [(name, [number]) for number, (name, *_) in enumerate(loaded)]
     if ensemble:
-        groups.append((f"all {len(loaded)}", list(range(len(loaded)))))
+        groups.append(("ensemble", list(range(len(loaded)))))
     networks = []
     for name, members in groups:
         sizes = [loaded[number][2] for number in members]
@@ -230,6 +230,8 @@ def main(argv=None):
     if args.figure:
         figures.check_format(args.figure)
 
+    if args.ensemble and "ensemble" in cli.run_names(paths):
+        raise cli.UserError("a checkpoint has the name ensemble; rename it")
     device = choose_device(args.device)
     loaded, dataset = load_all(paths)
     training, test = (load_digits(dataset, args.data_dir, train=part)[:2] for part in (True, False))

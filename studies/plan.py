@@ -162,9 +162,11 @@ def studies():
         "robustness-cpu.json": ("robustness", "-m studies.robustness", robust),
         "errors-cpu.json": ("errors", "-m studies.errors --ensemble", [f"base-s{n}" for n in OURS["base"]]),
         "errors-large-cpu.json": ("errors", "-m studies.errors --ensemble", [f"large-s{n}" for n in OURS["large"]]),
+        "combine-large-cpu.json": ("errors", "-m studies.combine", [f"large-s{n}" for n in OURS["large"]]),
         "errors-sizes-cpu.json": ("errors", "-m studies.errors", ["tiny-s0", "fast-s0"]),
         **{f"errors-{kind}-cpu.json": ("distilled", "-m studies.errors", names) for kind, names in pupils.items()},
         "search-ablations.json": ("recipes", "-m studies.search ablations", []),
+        "search-width.json": ("recipes", "-m studies.search width", []),
         "ladder-cpu.json": ("speed", "-m studies.ladder", []),
         "benchmark-cpu.json": ("speed", "-m studies.benchmark", []),
     }

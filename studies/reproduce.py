@@ -76,6 +76,7 @@ LOOP = (
     "support/optim.py",
     "support/recipes.py",
 )
+DISTILL_LOOP = (*LOOP, "studies/distill.py")
 REPLAY_LOOP = ("data.py", "model.py", "evaluate.py", "studies/replay.py", "studies/published.py")
 WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef)
 
@@ -135,6 +136,8 @@ def start_run(name, command, folder, jobs, extra, environment):
     else:
         with lock(work):  # of a run that was stopped in its first epoch, not of one that still runs
             shutil.rmtree(work / "logs", ignore_errors=True)
+            for copy in ("best.pt", "last.pt"):
+                (work / copy).unlink(missing_ok=True)
         place = ["--name", name, "--out", str(work / "logs")]
         words = shlex.split(command)
         words += place if command.startswith(REPLAY) else ["--run-name", name, "--out", str(work)]
@@ -201,7 +204,8 @@ def by_older_code(records):
     older = collections.Counter()
     for log in logs:
         commit = (re.findall(r"^commit +(\S+)$", log, re.MULTILINE) or ["unknown"])[0]
-        if not same_code(commit, REPLAY_LOOP if "studies.replay" in log else LOOP):
+        loop = REPLAY_LOOP if "studies.replay" in log else DISTILL_LOOP if "studies.distill" in log else LOOP
+        if not same_code(commit, loop):
             older[commit] += 1
     commits = ", ".join(f"{number} of {commit}" for commit, number in older.items())
     return f"{older.total()} of {len(logs)} records are of older code of the loop: {commits}" if older else None

@@ -195,20 +195,22 @@ def load_networks(paths):
     return loaded
 
 
-def load_images(args, loaded):
-    """(images, digits, the data set in words) to score the networks on. Raises UserError."""
+def load_images(args, loaded, limit=None):
+    """(images, digits, the data set in words) to score the networks on: those of the test, or with args.validation
+    those that all runs held out; only the first `limit`. Raises UserError."""
     datasets = sorted({state["dataset"] for _, state in loaded})
     if args.dataset is None and len(datasets) > 1:
         raise cli.UserError(f"the checkpoints were trained on {' and '.join(datasets)}; choose with --dataset")
+    size = min(state["args"]["val_size"] for _, state in loaded)  # of one order of the images: held out by all
+    if args.validation and not size:
+        raise cli.UserError("--validation: a checkpoint was trained on all images; score it on the test set")
     images, digits, dataset = load_digits(args.dataset or datasets[0], args.data_dir, train=args.validation)
     if args.validation:
-        size = min(state["args"]["val_size"] for _, state in loaded)  # of one order of the images: held out by all
-        if not 0 < size < len(images):
-            raise cli.UserError("--validation: a checkpoint was trained on all images; score it on the test set")
+        if size >= len(images):
+            raise cli.UserError(f"--validation: {size} images held out, and {dataset} has {len(images)}")
         _, held = split_indices(len(images), size)
         images, digits = images[held], digits[held]
-    if args.quick:
-        images, digits = images[:QUICK_IMAGES], digits[:QUICK_IMAGES]
+    images, digits = images[:limit], digits[:limit]
     return images, digits, f"{dataset}: {len(images):,d} {'validation' if args.validation else 'test'} images"
 
 
@@ -220,7 +222,7 @@ def main(argv=None):
         figures.check_format(args.figure)
     device = choose_device(args.device)
     loaded = load_networks(paths)
-    images, digits, data_set = load_images(args, loaded)
+    images, digits, data_set = load_images(args, loaded, QUICK_IMAGES if args.quick else None)
     models = [model.to(device, memory_format=torch.channels_last) for model, _ in loaded]
     networks = [
         {

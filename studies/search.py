@@ -4,7 +4,7 @@
     python -m studies.search base --seeds 4 --json logs/records/search-base.json
     python -m studies.search ablations --only "K = 1" "K = 2" --quick
 
-Seed s trains on the training images of MNIST without the s-th of four parts, with the random draws of seed s, and is
+Seed s trains on the training images of MNIST without part s modulo 4 of four, with the random draws of seed s, and is
 scored on the 15,000 images of that part with all ten addends; the test set is not read. The differences to the first
 row are paired by seed. The file is written after each training, and a search that is called again goes on there.
 """
@@ -19,7 +19,7 @@ from support import cli
 from support.flags import DATASETS
 
 SEEDS, PARTS, QUICK_IMAGES = 5, 4, 1536
-NAMES = ("ablations", "base", "tiny", "large", "base-distilled", "tiny-distilled")
+NAMES = ("ablations", "width", "base", "tiny", "large", "base-distilled", "tiny-distilled")
 SCORES = ("digit_accuracy", "sum_accuracy", "joint_accuracy", "head_agreement")
 FIGURES = ("seconds", "parameters", *SCORES)
 
@@ -120,11 +120,8 @@ def read_record(path, search, setting):
 
 
 def search_tables(record):
-    """{name: Markdown}: the machine, then each row and its differences to the first, paired by seed.
-
-    The interval is that of Student's t at 95 %. A difference is better or worse where the interval excludes 0, equal
-    where it lies within EQUAL points, and else open: too few seeds to tell.
-    """
+    """{name: Markdown}: the machine, then each row and its differences to the first, paired by seed, with their 95 %
+    intervals, those of Student's t."""
     taken = {}
     for row in record["rows"]:
         taken.setdefault(row["what"], {})[row["seed"]] = row
@@ -132,21 +129,27 @@ def search_tables(record):
     for what, rows in taken.items():
         joint = [row["joint_accuracy"] for row in rows.values()]
         gains = [row["joint_accuracy"] - first[seed]["joint_accuracy"] for seed, row in rows.items() if seed in first]
-        gain = verdict = ""
+        difference = ["", ""]
         if rows is not first and len(gains) > 1:
             middle, half = statistics.mean(gains), T[len(gains) - 2] * statistics.stdev(gains) / len(gains) ** 0.5
-            gain = f"{middle:+.3f} ± {half:.3f}"
-            verdict = "open" if abs(middle) + half > EQUAL else "equal"
-            verdict = verdict if abs(middle) <= half else "better" if middle > 0 else "worse"
+            difference = [f"{middle:+.3f} ± {half:.3f}", verdict(middle, half)]
         agreement = statistics.mean(row["head_agreement"] for row in rows.values())
         seconds = statistics.median(row["seconds"] for row in rows.values())
         deviation = f" ± {statistics.stdev(joint):.3f}" if len(joint) > 1 else ""
-        cells = [f"{statistics.mean(joint):.3f}{deviation}", gain, verdict, f"{agreement:.3f}", f"{seconds:.0f}"]
+        cells = [f"{statistics.mean(joint):.3f}{deviation}", *difference, f"{agreement:.3f}", f"{seconds:.0f}"]
         lines.append([what, str(len(rows)), *cells])
     commits = ", ".join(dict.fromkeys(row["commit"] for row in record["rows"]))
     head = textwrap.fill(f"{record['device']}; {record['versions']}; commit {commits}.", 118)
     made = table(["change", "seeds", "joint %", "difference", "", "agree %", "s"], lines)
     return {f"search-{record['search']}": f"{head}\n\n{made}"}
+
+
+def verdict(middle, half):
+    """What a difference with the 95 % interval middle ± half, in points, tells: better or worse where the interval
+    excludes 0; else equal where it lies within EQUAL points, and open where it does not."""
+    if abs(middle) > half:
+        return "better" if middle > 0 else "worse"
+    return "open" if abs(middle) + half > EQUAL else "equal"
 
 
 def recipes_of(search):

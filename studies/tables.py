@@ -9,6 +9,7 @@ import textwrap
 
 import train
 from studies import plan
+from studies.combine import combine_tables
 from studies.error_tables import errors_tables
 from studies.likeness import compare, distance, likeness_rows, published_figures, read_replay, summary
 from studies.markdown import NOT_RECORDED, mean_sd, table, with_error
@@ -24,6 +25,7 @@ from support.files import read_text
 HEADS = ("digit", "sum", "joint")
 ERRORS = tuple(f"errors-{name}" for name in ("machine", "calibration", "scores", "common", "agreement"))
 WEIGHTS = {pair.replace(" ", " : "): plan.weight_flags(pair) for pair in plan.WEIGHTS}
+COMBINED = ("combine-large-validation", "combine-base-validation", "combine-large-cpu")
 AIMS = {  # row of the results: joint accuracy in %, set before its recipe was searched
     "`base`": 99.60,
     "`tiny`": 99.42,
@@ -43,7 +45,7 @@ PAGES = {  # page: the tables in it
         *(f"likeness-{name}" for name in DESIGNS if published_figures(name)),
     ),
     "studies/speed.md": (*SPEED_TABLES, *LADDER_TABLES, "precisions"),
-    "studies/recipes.md": ("aims", *(f"search-{name}" for name in SEARCHES)),
+    "studies/recipes.md": ("aims", *(f"search-{name}" for name in SEARCHES), *COMBINED),
     "studies/robustness.md": ("robustness", "robustness-shares"),
     "studies/errors.md": (
         *ERRORS,
@@ -103,6 +105,7 @@ def tables(folder, runs):
         "robustness-shares": recorded(folder / "robustness-shares.json", robustness_tables, ("means",))["means"],
         **errors(folder),
         **searches(folder),
+        **{name: recorded(folder / f"{name}.json", combine_tables, ("combine",))["combine"] for name in COMBINED},
         "encodings": study_table("encoding", row, plan.ENCODINGS),
         "precisions": precisions(folder, seeds, row),
         "weights": study_table("digit : sum", row, WEIGHTS),
@@ -132,7 +135,10 @@ def likeness(folder, seeds):
     """{name: Markdown}: the table of each design beside its published log, and the summary of all."""
     made, compared = {}, {}
     for design in filter(published_figures, DESIGNS):
-        runs = [read_replay(folder / f"{name}.csv") for name in seeds(f"{design}-published")]
+        runs = []
+        for name in seeds(f"{design}-published"):
+            with reading(folder / f"{name}.csv"):
+                runs.append(read_replay(folder / f"{name}.csv"))
         compared[design] = compare(design, runs)
         headings = ["quantity", "first", "rebuilt", "last", "rebuilt", "within"]
         made[f"likeness-{design}"] = table(headings, likeness_rows(compared[design]))
@@ -161,7 +167,8 @@ def tries(folder, there):
             name = f"{plan.try_name(design, flags)}-s0"
             if name in there:
                 stop, changes = re.match(r"--stop (\d+) ?(.*)", flags).groups()
-                found.append((-int(stop), distance(design, read_replay(folder / f"{name}.csv")), changes))
+                with reading(folder / f"{name}.csv"):
+                    found.append((-int(stop), distance(design, read_replay(folder / f"{name}.csv")), changes))
         for stop, away, changes in sorted(found):
             words = re.sub("--|optimizer |activation |ialisation", "", changes) or "as its recipe"
             rows.append([f"`{design}`", words, str(-stop), f"{100 * away:.2f}"])

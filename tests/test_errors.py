@@ -124,9 +124,9 @@ def record_of(*networks):
 
 
 def test_the_images_of_all_are_those_that_every_checkpoint_misreads():
-    record = record_of(network("a", 5, 6, 947), network("b", 6, 947, 8), network("all 2", 6, 9, ensemble=True))
+    record = record_of(network("a", 5, 6, 947), network("b", 6, 947, 8), network("ensemble", 6, 9, ensemble=True))
     made = errors.errors_tables(record)
-    assert made["errors-common"] == "All 2 networks misread 2 images: 6 (1 read as 7), 947* (1 read as 7)."
+    assert made["errors-common"] == "2 images misread by each of the 2 networks: 6 (1 read as 7), 947* (1 read as 7)."
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in made["errors-images"].splitlines()[2:]]
     assert [row[0] for row in rows] == ["5", "6", "8", "9", "947*"]
     assert rows[1] == ["6", "1", *["7 (50 %)"] * 3] and rows[2] == ["8", "1", "", "7 (50 %)", ""]
@@ -143,14 +143,14 @@ def test_the_first_network_of_each_size_comes_from_three_records(tmp_path):
     records = {
         "": record_of(network("base-s0", 5, 6), network("base-s1", 5)),
         "-sizes": record_of(network("tiny-s0", 5, 6, 7), network("fast-s0", 5, 6, 8)),
-        "-large": record_of(network("large-s0", 5, 9), network("all 5", 5, ensemble=True)),
+        "-large": record_of(network("large-s0", 5, 9), network("ensemble", 5, ensemble=True)),
     }
     for kind, record in records.items():
         (tmp_path / f"errors{kind}-cpu.json").write_text(json.dumps(record))
     made = tables.errors(tmp_path)
     names = [line.split("|")[1].strip() for line in made["errors-sizes-scores"].splitlines()[2:]]
     assert names == ["base-s0", "tiny-s0", "large-s0", "fast-s0"]
-    assert made["errors-sizes-common"] == "All 4 networks misread 1 image: 5 (1 read as 7)."
+    assert made["errors-sizes-common"] == "1 image misread by each of the 4 networks: 5 (1 read as 7)."
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_each_temperature_is_fitted_on_the_images_that_all_of_its_networks_held_
     assert fitted_on[::2] == held
     networks = json.loads((checkpoints / "e.json").read_text())["networks"]
     assert [(row["name"], row["fitted_on"], row["seen"]) for row in networks] == [
-        *(("a", 100, False), ("b", 40, False), ("all 2", 40, False))
+        *(("a", 100, False), ("b", 40, False), ("ensemble", 40, False))
     ]
 
 
@@ -187,7 +187,7 @@ def test_a_run_without_held_out_images_is_named_in_a_warning_and_in_the_table(ru
     status, out, err = run(errors, "a-best.pt", "c-best.pt", "--ensemble", "--data-dir", small_dir, "--device", "cpu")
     assert status == 0 and err.startswith("WARNING: c-best.pt was trained with --val-size 0") and err.count("\n") == 1
     lines = {line.split("|")[1].strip(): line for line in out.split("\n\n")[1].splitlines()}
-    assert "100 held out" in lines["a"] and "seen in training" in lines["c"] and "seen in training" in lines["all 2"]
+    assert "100 held out" in lines["a"] and "seen in training" in lines["c"] and "seen in training" in lines["ensemble"]
 
 
 def test_the_record_says_what_evaluate_says_and_the_figure_is_drawn(run, checkpoints, small_dir):
@@ -207,6 +207,7 @@ def test_the_record_says_what_evaluate_says_and_the_figure_is_drawn(run, checkpo
 BAD = {
     "none.pt": "no checkpoint none.pt",
     "a-best.pt --ensemble": "needs two checkpoints",
+    "a-best.pt ensemble.pt --ensemble": "a checkpoint has the name ensemble",
     "a-best.pt copy/a.pt": "two checkpoints have the name a",
     "a-best.pt other.pt": "trained on mnist and synthetic",
     "odd.pt": "its entry args is damaged",

@@ -5,9 +5,11 @@ import subprocess
 import pytest
 
 import train
+from conftest import ROOT
 from studies import reproduce
-from studies.plan import REPLAY, SHARED, groups, plan, studies
-from studies.tables import aims, index_rows, tables
+from studies.plan import DISTILL, RECORDS, REPLAY, SHARED, groups, plan, studies
+from studies.tables import aims, index_rows, likeness, tables, tries
+from support.cli import UserError
 
 HEADER = """\
 command     python train.py
@@ -111,9 +113,12 @@ def test_records_of_another_loop_are_counted_by_commit(tmp_path, monkeypatch):
     for name, commit in (("d", first), ("e", first), ("f", f"{last}-dirty"), ("g", f"--output={tmp_path}/option")):
         record(name, commit)
     record("h", second, REPLAY)
+    committed("studies/distill.py", "4")
+    record("i", last, DISTILL)  # without that file
+    record("j", git("rev-parse", "--short", "HEAD"), DISTILL)
     said = reproduce.by_older_code(records)
-    counts = f"2 of {first}, 1 of {last}-dirty, 1 of --output={tmp_path}/option, 1 of {second}"
-    assert said == f"5 of 8 records are of older code of the loop: {counts}"
+    counts = f"2 of {first}, 1 of {last}-dirty, 1 of --output={tmp_path}/option, 1 of {second}, 1 of {last}"
+    assert said == f"6 of 10 records are of older code of the loop: {counts}"
     assert not list(tmp_path.glob("option*"))  # the commit of a log is no option of git
     reproduce.code_of.cache_clear()
 
@@ -126,3 +131,16 @@ def test_the_index_has_each_commit_of_a_record_with_its_date():
     assert [line[3:] for line in lines] == [["a", "2026-01-01", "X, 1 thread"], ["b", "2026-01-02", "X, 1 thread"]]
     record["device"] = "cpu: X(R) Processor @ 2.10GHz, 1 thread"
     assert index_rows("errors-cpu.json", record)["index"] == [["`errors-cpu.json`", "", "errors", *lines[0][3:]]]
+
+
+@pytest.mark.parametrize(("old", "new"), [("average-pooling,2,", "average,2,"), ("_loss,", "_lost,")])
+def test_a_damaged_record_of_a_published_design_is_named_in_one_line(tmp_path, old, new):
+    for name in ("average-pooling-published-s0", "average-pooling-try-stop-6-optimizer-adam-s0"):
+        text = (ROOT / RECORDS / f"{name}.csv").read_text()
+        assert old in text
+        (tmp_path / f"{name}.csv").write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=r"optimizer-adam-s0.csv is damaged"):
+        tries(tmp_path, ["average-pooling-try-stop-6-optimizer-adam-s0"])
+    if new == "average,2,":
+        with pytest.raises(UserError, match=r"published-s0.csv is damaged"):
+            likeness(tmp_path, lambda prefix: [f"{prefix}-s0"] if prefix.startswith("average-pooling") else [])

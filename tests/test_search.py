@@ -69,6 +69,14 @@ def test_each_replacement_acts_and_leaves_nothing_behind(trained, plain, what):
     assert trained(REPLACING[what]) != plain and replaced() == before
 
 
+def test_a_change_of_the_width_leaves_the_depth():
+    depth = [len(stage) for stage in model.SIZES["base"]["encoder"].keywords["stages"]]
+    changed = [change["network"] for what, change in changes.WIDTHS.items() if what != "as it is"]
+    assert len(changed) == 2
+    for network in changed:
+        assert [len(stage) for stage in network["stages"]] == depth
+
+
 def test_a_pupil_learns_from_the_answers_of_its_teacher(trained, plain, parts):
     def teacher(size, seed):
         asked.append((size, seed))
