@@ -225,6 +225,12 @@ TRIES = {  # base, tiny, large: with AdamW unless a row names another optimiser;
         "answers of a large without smoothing": TAUGHT | dict(teacher_changes=dict(label_smoothing=0.0)),
     },
     "tiny-distilled": {"labels": {}, "answers of a large": TAUGHT},
+    "agreement": {
+        "as it is": {},
+        "hidden layer of 1024": dict(network=dict(hidden=1024)),
+        "sum taught by the digit, weight 1": dict(agreement=1.0),
+        "both": dict(network=dict(hidden=1024), agreement=1.0),
+    },
     "large": {
         "as it is": {},
         "augmentation 1.5": dict(augment=1.5),
@@ -245,6 +251,7 @@ SEARCHES = {  # name: size, arguments of all rows, rows
     "large": ("large", ADAMW, TRIES["large"]),
     "base-distilled": ("base", dict(epochs=30, augment=1.0), TRIES["base-distilled"]),
     "tiny-distilled": ("tiny", dict(epochs=30), TRIES["tiny-distilled"]),
+    "agreement": ("large", {}, TRIES["agreement"]),
 }
 
 

@@ -19,7 +19,7 @@ from support import cli
 from support.flags import DATASETS
 
 SEEDS, PARTS, QUICK_IMAGES = 5, 4, 1536
-NAMES = ("ablations", "width", "base", "tiny", "large", "base-distilled", "tiny-distilled")
+NAMES = ("ablations", "width", "base", "tiny", "large", "base-distilled", "tiny-distilled", "agreement")
 SCORES = ("digit_accuracy", "sum_accuracy", "joint_accuracy", "head_agreement")
 FIGURES = ("seconds", "parameters", *SCORES)
 
@@ -49,7 +49,7 @@ from evaluate import answers, pair_outputs, score
 from model import build_model
 from studies.changes import SEARCHES, changed
 from studies.distill import taught_batches
-from studies.markdown import table
+from studies.markdown import mean_sd, table
 from studies.measure import Run, check_setting, held_out, keep_memory
 from support.device import choose_device, set_deterministic
 from support.files import read_text, write_atomically
@@ -135,11 +135,10 @@ def search_tables(record):
             difference = [f"{middle:+.3f} ± {half:.3f}", verdict(middle, half)]
         agreement = statistics.mean(row["head_agreement"] for row in rows.values())
         seconds = statistics.median(row["seconds"] for row in rows.values())
-        deviation = f" ± {statistics.stdev(joint):.3f}" if len(joint) > 1 else ""
-        cells = [f"{statistics.mean(joint):.3f}{deviation}", *difference, f"{agreement:.3f}", f"{seconds:.0f}"]
+        cells = [mean_sd(joint, 3), *difference, f"{agreement:.3f}", f"{seconds:.0f}"]
         lines.append([what, str(len(rows)), *cells])
     commits = ", ".join(dict.fromkeys(row["commit"] for row in record["rows"]))
-    head = textwrap.fill(f"{record['device']}; {record['versions']}; commit {commits}.", 118)
+    head = textwrap.fill(f"{record['device']}; {record['versions']}; commit {commits}; {record['data set']}.", 118)
     made = table(["change", "seeds", "joint %", "difference", "", "agree %", "s"], lines)
     return {f"search-{record['search']}": f"{head}\n\n{made}"}
 

@@ -206,7 +206,7 @@ def test_the_table_tells_no_difference_from_too_few_seeds():
 
     record = rows("first", [99.0, 99.2, 99.1]) + rows("up", [99.1, 99.31, 99.2]) + rows("same", [99.0, 99.21, 99.1])
     record += rows("wild", [99.0, 99.9, 98.5]) + rows("down", [98.0, 98.2, 98.1]) + rows("one", [99.0])
-    where = dict(search="ablations", device="cpu", versions="torch")
+    where = {"search": "ablations", "device": "cpu", "versions": "torch", "data set": "mnist"}
     record = [row | {"commit": "0000000"} for row in record]
     lines = search.search_tables(where | {"rows": record})["search-ablations"].splitlines()[4:]
     verdicts = [line.split("|")[5].strip() for line in lines]
