@@ -43,7 +43,7 @@ import torch
 from tqdm import tqdm
 
 from data import ADDENDS, DIGITS, SUMS, load_digits
-from evaluate import answers, load_model, mean_probabilities, pair_outputs, score
+from evaluate import load_model, mean_probabilities, pair_outputs, score
 from support import figures
 from support.architecture import draw_architecture
 from support.calibration import BINS, calibration
@@ -69,7 +69,7 @@ class Answered:
         outputs = pair_outputs(self.model.to(device), self.images, device=device)
         self.model.cpu()
         self.digit, self.sum = mean_probabilities([self.model], [outputs])
-        self.digit_answers, self.sum_answers = answers([self.model], [outputs])
+        self.digit_answers, self.sum_answers = self.digit.argmax(-1), self.sum.argmax(-1)
         self.sums = self.digits.unsqueeze(1) + torch.arange(ADDENDS)
         self.right = (self.digit_answers == self.digits.unsqueeze(1)) & (self.sum_answers == self.sums)
 
@@ -246,8 +246,10 @@ def write_figures(args, only=None):
             written.add(name)
             Path(args.out).mkdir(parents=True, exist_ok=True)
             stem = Path(args.out) / f"{name}{'-dark' if args.dark else ''}"
-            tqdm.write("\n".join(map(str, figures.save(draw(), stem, args.format))))  # above the progress bar
-            sys.stdout.flush()
+            saved = figures.save(draw(), stem, args.format)
+            if sys.stdout:  # None: closed
+                tqdm.write("\n".join(map(str, saved)))  # above the progress bar
+                sys.stdout.flush()
 
 
 def main(argv=None):

@@ -151,7 +151,7 @@ def main(argv=None):
 
 def show(entries, drawn):
     """Print the pictures and the answers; `drawn`: the numbers were drawn at random."""
-    encoding = sys.stdout.encoding
+    encoding = getattr(sys.stdout, "encoding", None)  # None: stdout is closed
     for entry in entries:
         print(picture(np.array(entry["input"]), encoding))
         print(in_words(entry) + (f" ({entry['number']} was drawn at random)" if drawn else ""))

@@ -44,24 +44,21 @@ from evaluate import pair_outputs, score
 from studies.errors import joint_wrong
 from studies.markdown import mean_sd, table
 from studies.robustness import load_images, load_networks
-from studies.search import verdict
+from studies.search import SCORES, verdict
 from support.device import choose_device, count
 from support.files import write_atomically
 from support.runlog import environment
 
 VIEWS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # pixels to the right and down
 MEANS, ANSWERS = ("p", "log p"), ("each head", "pair")
-SCORES = ("digit_accuracy", "sum_accuracy", "joint_accuracy", "head_agreement")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Answers
 
 
 def moved(images, right, down):
-    """Images [N, 1, 28, 28] moved by at most one pixel, black where nothing comes in."""
-    height, width = images.shape[-2:]
-    padded = F.pad(images, (1, 1, 1, 1))
-    return padded[..., 1 - down : 1 - down + height, 1 - right : 1 - right + width]
+    """Images [N, 1, 28, 28] moved by these numbers of pixels, black where nothing comes in."""
+    return F.pad(images, (right, -right, down, -down))
 
 
 def probabilities_of(model, images, device):

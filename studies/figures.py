@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def make_parser():
     parser = cli.Parser(__doc__)
     parser.add_argument("--out", default=str(ROOT), metavar="FOLDER", help="where studies/ and docs/figures/ are")
+    parser.add_argument("--data-dir", default=str(ROOT / "data"), metavar="FOLDER", help="as train.py takes it")
     return parser
 
 
@@ -107,9 +108,9 @@ def epoch_number(text):
     return int(text.split()[-1])
 
 
-def draw_errors(record, theme):
+def draw_errors(data_dir, record, theme):
     """The figure of a record of studies/errors.py, of MNIST."""
-    return draw_misread(record, load_digits("mnist", ROOT / "data", train=False)[0], theme)
+    return draw_misread(record, load_digits("mnist", data_dir, train=False)[0], theme)
 
 
 def main(argv=None):
@@ -122,14 +123,14 @@ def main(argv=None):
             with reading(" or ".join(map(str, paths))), support.figures.style("light"):
                 runs = [read_replay(path) for path in paths]
                 print(*support.figures.save(draw(design, runs), Path(args.out) / "studies" / design, ["svg"]))
-    for name, draw_record in (("errors", draw_errors), ("robustness", robustness.draw)):
+    for name, draw_record in (("errors", partial(draw_errors, args.data_dir)), ("robustness", robustness.draw)):
         record = RECORDS / f"{name}-cpu.json"
         if record.exists():
             with reading(record):
                 draw_theme = partial(draw_record, json.loads(read_text(record)))
                 support.figures.save_themes(draw_theme, Path(args.out) / "studies" / f"{name}.svg")
     runs = [str(path) for size in ("base", "tiny") for path in sorted(RECORDS.glob(f"{size}-s*.csv"))]
-    place = ["--out", str(Path(args.out) / "docs" / "figures"), "--format", "svg", "--data-dir", str(ROOT / "data")]
+    place = ["--out", str(Path(args.out) / "docs" / "figures"), "--format", "svg", "--data-dir", args.data_dir]
     words = [str(ROOT / "logs" / "tiny.pt"), *runs, *place]
     plot.write_figures(plot.make_parser().parse_args(words))
     plot.write_figures(plot.make_parser().parse_args([*words, "--dark"]), only=SHOWN)

@@ -43,6 +43,7 @@ from data import load_digits, prepare
 from evaluate import answers, pair_outputs, score
 from studies import rivals
 from studies.changes import changed
+from studies.combine import moved
 from studies.measure import Run, held_out, keep_memory, seconds_of
 from studies.speed_tables import PUBLISHED_RIVAL, ladder_tables
 from support.device import choose_device, set_deterministic
@@ -185,8 +186,7 @@ def ours(change, training, held, seed, device):
 
     def predict():
         for down, right in shifts:
-            moved = F.pad(held[0], (right, -right, down, -down))
-            outputs.append(pair_outputs(run.scored, moved, device=device))
+            outputs.append(pair_outputs(run.scored, moved(held[0], right, down), device=device))
 
     scoring = seconds_of(predict, device)
     scores = score(*answers([run.scored] * len(outputs), outputs), held[1])

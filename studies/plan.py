@@ -9,6 +9,7 @@ import train
 from studies import distill, replay
 from studies.published import DESIGNS
 from support.checkpoint import ACCURACIES
+from support.curves import logged_arguments
 from support.files import read_text
 from support.recipes import RECIPES
 
@@ -165,10 +166,10 @@ def studies():
         "combine-large-cpu.json": ("errors", "-m studies.combine", [f"large-s{n}" for n in OURS["large"]]),
         "errors-sizes-cpu.json": ("errors", "-m studies.errors", ["tiny-s0", "fast-s0"]),
         **{f"errors-{kind}-cpu.json": ("distilled", "-m studies.errors", names) for kind, names in pupils.items()},
-        "search-ablations.json": ("recipes", "-m studies.search ablations", []),
-        "search-width.json": ("recipes", "-m studies.search width", []),
-        "ladder-cpu.json": ("speed", "-m studies.ladder", []),
-        "benchmark-cpu.json": ("speed", "-m studies.benchmark", []),
+        "search-ablations.json": ("recipes", "-m studies.search ablations --dataset mnist", []),
+        "search-width.json": ("recipes", "-m studies.search width --dataset mnist", []),
+        "ladder-cpu.json": ("speed", "-m studies.ladder --dataset mnist", []),
+        "benchmark-cpu.json": ("speed", "-m studies.benchmark --dataset mnist", []),
     }
     return {
         file: (group, " ".join([command, *(["--ckpt"] if runs else []), *map(checkpoint, runs)]))
@@ -248,17 +249,8 @@ def finished(folder, name, command):
     return all(
         logged.get(argument, str(defaults[argument])) == str(value)
         for argument, value in vars(args).items()
-        if argument not in (*train.MACHINE, "resume")
+        if argument not in train.NOT_STORED
     )
-
-
-def logged_arguments(text):
-    """{name: value as text} of a log's arguments. Raises LookupError without any."""
-    (lines,) = re.findall(r"^arguments +(.*(?:\n {12}.*)*)", text, re.MULTILINE) or [""]
-    logged = dict(re.findall(r"(\w+)=(.*?)(?= \w+=|$)", " ".join(lines.split())))
-    if not logged:
-        raise LookupError("no arguments")
-    return logged
 
 
 def read_accuracies(path):

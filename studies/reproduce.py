@@ -1,6 +1,6 @@
 """Run the experiments behind the tables, and write the tables from the logs.
 
-The tries of studies.search for a size are made by hand.
+Records that the index says were made "by hand" are left to their own commands.
 
     python -m studies.reproduce          run what is missing in logs/records/,
                                          runs first, then studies; then rewrite
@@ -15,8 +15,8 @@ The tries of studies.search for a size are made by hand.
                                          which are printed; keeps nothing
 
 It can be stopped at any time and called again: finished runs are skipped,
-interrupted ones continue, those of studies.replay start again. The figures need
-matplotlib, which is in requirements-dev.txt.
+interrupted ones continue, those of studies.replay and studies.distill start
+again. The figures need matplotlib, which is in requirements-dev.txt.
 """
 
 import ast
@@ -225,7 +225,7 @@ def code_of(file, commit=None):
     else:
         words = ["git", "-C", str(ROOT), "show", f"{commit}:{file}"]
         try:
-            source = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+            source = subprocess.run(words, capture_output=True, encoding="utf-8", check=True).stdout
         except (OSError, subprocess.CalledProcessError):  # no git, or no such commit or file
             source = None
     if source is None:
@@ -278,7 +278,7 @@ def main(argv=None):
             if not args.check:
                 write_atomically(ROOT / page, after)
     if not args.check:
-        figures.main([])
+        figures.main(["--data-dir", args.data_dir])
     if args.check and differing:
         print(f"reproduce.py: {', '.join(differing)} differ from the logs; run {parser.prog}", file=sys.stderr)
         return 1

@@ -14,6 +14,7 @@ from model import FlattenLast, build_model
 from studies import measure, rivals
 from studies.changes import changed
 from studies.measure import EndTraining, Run, in_turns, make_row, rate, seconds_of
+from studies.speed_tables import RIVALS
 
 SEEDS = 10  # of the fast recipe and of the public one
 TARGETS = (0.9855, 0.99)  # validation joint accuracy; the first is what average-pooling of studies/published.py states
@@ -156,7 +157,7 @@ def latency(setting):
         images, _ = setting.first(count)
         return sorted(1000 * seconds_of(lambda: predict(images), device) for _ in range(calls))
 
-    calls = 500 if setting.quick else 10_000
+    calls = 50 if setting.quick else 10_000
     jobs = {n: functools.partial(milliseconds, n, max(3, calls // n)) for n in (1, 8, 64, 512)}
     figures = in_turns(jobs, setting.repeats)
     for what, percent in (("median", 50), ("95th percentile", 95)):
@@ -299,12 +300,9 @@ def rival(setting):
         recipe = rivals.FastestPublicRecipe(*training, device, seed=seed, **options)
         return seconds_of(recipe.train, device), 100 * recipe.accuracy(*test)
 
-    options = {
-        "as published": {},
-        "channels_last": dict(memory_format=torch.channels_last),
-        "channels_last, bfloat16": (tuned := dict(memory_format=torch.channels_last, bfloat16=True)),
-        "the same, flattened in place": tuned | dict(flatten=FlattenLast),
-    }
+    layout = dict(memory_format=torch.channels_last)
+    tuned = layout | dict(bfloat16=True)
+    options = dict(zip(RIVALS, ({}, layout, tuned, tuned | dict(flatten=FlattenLast)), strict=True))
     jobs = {"ours": ours, "whole images": functools.partial(ours, crop=0)}
     jobs |= {name: functools.partial(theirs, **changes) for name, changes in options.items()}
     repeats = setting.repeats if setting.quick else max(SEEDS, setting.repeats)

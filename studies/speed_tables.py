@@ -32,7 +32,7 @@ def speed_tables(record):
     for row in record["rows"]:
         commits.setdefault(row["commit"], {})[row["section"]] = None
     made_by = "; ".join(f"commit {commit}: {', '.join(sections)}" for commit, sections in commits.items())
-    head = "{device}; {versions}; {} to {} rounds. Sections by {}."
+    head = "{device}; {versions}; {data set}; {} to {} rounds. Sections by {}."
     made = {"speed-machine": textwrap.fill(head.format(rounds[0], rounds[-1], made_by, **record), 118)}
     for name, sections in SPEED.items():
         rows = [row for row in record["rows"] if row["section"] in sections]
@@ -94,7 +94,8 @@ def ladder_tables(record):
     """{name: Markdown} of the record of studies/ladder.py: the machine, changes to the fast recipe, settings of the
     rival. Gains are paired with the recipe or with the rival as published, times with both.
     """
-    head = "{device}; {versions}; commit {commit}; {} seeds.".format(len(record["rows"][0]["seconds"]), **record)
+    words = "{device}; {versions}; commit {commit}; {data set}; {} seeds."
+    head = words.format(len(record["rows"][0]["seconds"]), **record)
     made = {"ladder-machine": textwrap.fill(head, 118)}
     rows = {kind: [row for row in record["rows"] if row["kind"] == kind] for kind in ("ours", "rival")}
     recipe = rows["ours"][0]

@@ -112,7 +112,8 @@ def several(setting):
     """
     device = setting.device.type
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    worlds = [world for world in (1, 2, 4, 8) if world <= (torch.cuda.device_count() if device == "cuda" else cores)]
+    most = {"cuda": torch.cuda.device_count(), "cpu": cores}.get(device, 1)  # train.py divides no epoch on MPS
+    worlds = [world for world in (1, 2, 4, 8) if world <= most]
     images = len(load_digits(setting.dataset, setting.data_dir, train=True)[0])
     epochs = 1 if setting.quick else 2
     held_out = images - len(setting.training[0])

@@ -1,6 +1,6 @@
 """Checkpoints that are whole or not there, carry data and never code, and are checked before they are used.
 
-    save_checkpoint(path, {"args": {...}, "weights": model.state_dict(), ...})
+    save_checkpoint({"args": {...}, "weights": model.state_dict(), ...}, path)
     state = load_checkpoint(path)
     copy_tensors(state["weights"], model.state_dict(), path, "weights")
 
@@ -44,19 +44,16 @@ class CheckpointError(UserError):
 # Files
 
 
-def save_checkpoint(path, state):
-    """Write `state`, a dict of tensors and plain Python values, to `path`; see `write_atomically`."""
-    write_atomically(path, packed(state))
-
-
-def packed(state):
-    """The bytes of a checkpoint of `state`, with their checksum."""
+def save_checkpoint(state, *paths):
+    """Write `state`, a dict of tensors and plain Python values, to each of the paths; see `write_atomically`."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "version": VERSION, **state}, buffer)
     content = buffer.getvalue()
     # The last two bytes of a zip file without a comment are the comment's length, 0.
     body = content[:-2] + struct.pack("<H", CHECKSUM_LENGTH)
-    return body + CHECKSUM + hashlib.sha256(body).digest()
+    content = body + CHECKSUM + hashlib.sha256(body).digest()
+    for path in paths:
+        write_atomically(path, content)
 
 
 def load_checkpoint(path):

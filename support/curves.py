@@ -75,13 +75,13 @@ def group_of(path):
 def read_files(names):
     """(groups of runs that share a figure, sweeps, checkpoints) of these files and folders.
 
-    Of files that lie in several of the folders, each is read once.
+    A file that lies in several of the folders is read once, a sweep or a checkpoint also where it is named besides.
 
     The first is a list of {name: list of runs}, the second of (path, sweep), the third of paths. Files that are named
     share a figure, where runs of one name in several folders are told apart by the folder; runs of a folder have a
     figure for each name, and what is no run there is skipped with a warning. Raises UserError.
     """
-    named, groups, sweeps, checkpoints, seen = {}, {}, [], [], set()
+    named, groups, sweeps, checkpoints, seen = {}, {}, {}, {}, set()
     names = {name.resolve(): name for name in map(Path, names)}.values()  # each once
     files = [name.name for name in names]
     several = {group_of(name) for name in files if files.count(name) > 1}  # runs of one name, in several folders
@@ -98,7 +98,7 @@ def read_files(names):
                     continue
                 seen.add(path.resolve())
             if path.suffix == ".pt":
-                checkpoints.append(path)
+                checkpoints[path.resolve()] = path
                 continue
             if path.suffix != ".csv":
                 raise UserError(f"{path} is neither a folder nor a .csv or .pt file")
@@ -111,12 +111,13 @@ def read_files(names):
                 continue
             group = group_of(path)
             if isinstance(table, Sweep):
-                sweeps.append((path, table))
+                sweeps[path.resolve()] = path, table
             elif path is not name:
                 groups.setdefault((path.parent, group), {}).setdefault(group, []).append(table)
             else:
                 named.setdefault(str(path.with_name(group)) if group in several else group, []).append(table)
-    return [figure for figure in (named, *groups.values()) if figure], sweeps, checkpoints
+    figures = [figure for figure in (named, *groups.values()) if figure]
+    return figures, [*sweeps.values()], [*checkpoints.values()]
 
 
 def curve(runs, column):
@@ -152,12 +153,20 @@ def errors(accuracy):
     return Curve(accuracy.x, mean, low, high)
 
 
+def logged_arguments(text):
+    """{name: value as text} of a log's arguments. Raises LookupError without any."""
+    (lines,) = re.findall(r"^arguments +(.*(?:\n {12}.*)*)", text, re.MULTILINE) or [""]
+    logged = dict(re.findall(r"(\w+)=(.*?)(?= \w+=|$)", " ".join(lines.split())))
+    if not logged:
+        raise LookupError("no arguments")
+    return logged
+
+
 def schedule(run):
     """(steps, rates): the learning rate over the steps of a run, from the arguments in its log; None without a log."""
-    arguments = re.search(r"^arguments +(.*(?:\n {12}.*)*)", run.log, re.MULTILINE)
     images = re.search(r"^data set .*?: ([\d,]{1,12}) training", run.log, re.MULTILINE)
-    words = dict(re.findall(r"(\w+)=(\S+)", arguments.group(1))) if arguments else {}
     try:
+        words = logged_arguments(run.log)
         epochs, batch, peak = int(words["epochs"]), int(words["batch_size"]), float(words["learning_rate"])
         steps = epochs * -(-int(images.group(1).replace(",", "")) // batch)
         kind = words["schedule"]

@@ -15,7 +15,7 @@ from support.cli import UserError, one_line
 def choose_network(args, model, batches):
     """(network, notes): what the training loop calls for `model`; notes on requested options that are unavailable.
 
-    Raises UserError for a network with parameters that no loss reaches: it could not be resumed or run in parallel.
+    Raises UserError for shift with embedding: no loss reaches the embedding, so the run could not be resumed.
     """
     if args.sum_encoding == "shift" and args.addend_encoding == "embedding":
         raise UserError("--sum-encoding shift shows the network no addend to embed; leave --addend-encoding out")

@@ -7,7 +7,6 @@ import io
 import struct
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 

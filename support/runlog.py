@@ -28,7 +28,7 @@ from support.checkpoint import (
     VAL_LOSSES,
     CheckpointError,
     load_checkpoint,
-    packed,
+    save_checkpoint,
     whole,
 )
 from support.cli import UserError, file_name, printable
@@ -177,9 +177,7 @@ class RunFiles:
     def save(self, state, *paths):
         """Write a checkpoint to each of the paths; of several processes, process 0 alone."""
         if processes.rank() == 0:
-            content = packed(state)
-            for path in paths:
-                write_atomically(path, content)
+            save_checkpoint(state, *paths)
 
     def write_log(self, state, ending=(), test_scores=None):
         """Write the text and the CSV whole, as they stand after an epoch or at the end."""

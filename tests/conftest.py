@@ -1,5 +1,6 @@
 """What the tests share: real MNIST where it lies in data/, a small synthetic data set that trains in a second, runs."""
 
+import functools
 import json
 import os
 import subprocess
@@ -42,6 +43,16 @@ def temporary_folder(tmp_path_factory):
     os.environ["TMPDIR"] = tempfile.tempdir = str(tmp_path_factory.mktemp("tmp"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_commit():
+    """The commit is asked for once, not by two processes of git for each of some hundred runs."""
+    from support import runlog
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runlog, "commit", functools.cache(runlog.commit))
+        yield
+
+
 @pytest.fixture(scope="session")
 def mnist_dir():
     """The folder of the real MNIST; skips where it is not there."""
@@ -75,6 +86,18 @@ def small_flags(small_dir):
     """Flags of train.py for a run of a second on the small data set."""
     flags = "--dataset synthetic --model tiny --epochs 2 --val-size 100 --batch-size 64 --run-name run --device cpu"
     return [*flags.split(), "--data-dir", str(small_dir)]
+
+
+@pytest.fixture(scope="session")
+def few_flags(small, tmp_path_factory):
+    """As `small_flags`, for a run of four steps: 128 of the images to train on and 36 held out, 50 in the test set."""
+    from support import synthetic
+
+    folder, (images, digits) = tmp_path_factory.mktemp("few"), small
+    for name, part in (("train", slice(164)), ("test", slice(164, 214))):
+        synthetic.save_synthetic(folder / "synthetic" / f"{name}.npz", images[part, 0].numpy(), digits[part].numpy())
+    flags = "--dataset synthetic --model tiny --epochs 2 --val-size 36 --batch-size 64 --run-name run --device cpu"
+    return [*flags.split(), "--data-dir", str(folder)]
 
 
 @pytest.fixture

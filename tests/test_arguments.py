@@ -159,10 +159,3 @@ def test_help_fits_80_columns(run, monkeypatch, script):
     monkeypatch.setenv("COLUMNS", "80")
     status, out, _ = run(script, "--help")
     assert status == 0 and "usage: python " in out and max(map(len, out.splitlines())) <= 80
-
-
-def test_the_flags_of_the_run_itself_do_not_contradict_it(run, trained, small_flags):
-    """Typing the same values again with --resume is allowed: the refusals above are not for the flag's sake."""
-    shutil.copytree(trained, ".", dirs_exist_ok=True)
-    assert run(train, *small_flags, "--resume", "last.pt")[0] == 0
-    assert run(train, *small_flags, "--resume", "last.pt", "--lr", 0.04)[0] == 0

@@ -15,7 +15,7 @@ STATE = {"args": {"model": "tiny"}, "dataset": "mnist", "epoch": 3, "normalisati
 
 @pytest.fixture
 def path(tmp_path):
-    save_checkpoint(tmp_path / "a.pt", STATE | {"weights": {"layer": torch.arange(6.0)}})
+    save_checkpoint(STATE | {"weights": {"layer": torch.arange(6.0)}}, tmp_path / "a.pt")
     return tmp_path / "a.pt"
 
 
@@ -29,7 +29,7 @@ def test_what_goes_in_comes_out(path):
 def test_a_checkpoint_of_another_format_is_named(path):
     newer = f"format version {VERSION + 1}, not {VERSION}; it is newer"
     for version, advice in ((VERSION + 1, newer), (VERSION - 1, "older"), ("2", "damaged"), (True, "damaged")):
-        save_checkpoint(path, STATE | {"version": version})
+        save_checkpoint(STATE | {"version": version}, path)
         with pytest.raises(CheckpointError, match=advice):
             load_checkpoint(path)
 

@@ -115,9 +115,9 @@ def checkpoints(trained, tmp_path):
     shutil.copy(trained / "best.pt", tmp_path / "a-best.pt")
     state = load_checkpoint(trained / "best.pt")
     state["weights"]["digit_head.bias"] = state["weights"]["digit_head.bias"].roll(1) + torch.arange(10) / 10
-    save_checkpoint(tmp_path / "b-best.pt", state)
+    save_checkpoint(state, tmp_path / "b-best.pt")
     state["args"]["val_size"] = 0
-    save_checkpoint(tmp_path / "all-best.pt", state)
+    save_checkpoint(state, tmp_path / "all-best.pt")
     return tmp_path
 
 

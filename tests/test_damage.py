@@ -133,7 +133,7 @@ MISFITS = {
 def test_a_checkpoint_that_does_not_fit_is_refused(last, both_refuse, misfit):
     state = load_checkpoint(last)
     change, cause = MISFITS[misfit]
-    save_checkpoint(last, state | change(state))
+    save_checkpoint(state | change(state), last)
     both_refuse("last.pt", cause)
 
 

@@ -163,7 +163,7 @@ def checkpoints(trained, tmp_path):
     for name, size in (("a", 100), ("b", 40), ("c", 0)):
         state = load_checkpoint(trained / "best.pt")
         state["args"]["val_size"] = size
-        save_checkpoint(tmp_path / f"{name}-best.pt", state)
+        save_checkpoint(state, tmp_path / f"{name}-best.pt")
     return tmp_path
 
 
@@ -227,7 +227,7 @@ def test_a_bad_command_line_is_answered_in_one_line(run, checkpoints, line):
     shutil.copy("a-best.pt", "copy/a.pt")
     state = load_checkpoint(checkpoints / "a-best.pt")
     for name, change in (("other", {"dataset": "mnist"}), ("odd", {"args": state["args"] | {"val_size": -1}})):
-        save_checkpoint(checkpoints / f"{name}.pt", state | change)
+        save_checkpoint(state | change, checkpoints / f"{name}.pt")
     before = (checkpoints / "a-best.pt").read_bytes()
     status, out, err = run(errors, *line.split())
     assert status == 2 and not out and err.count("\n") == 1

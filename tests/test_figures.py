@@ -18,3 +18,11 @@ def test_a_damaged_record_is_answered_in_one_line(run, tmp_path, monkeypatch, na
     (tmp_path / name).write_text(DAMAGED[name])
     status, out, err = run(figures, "--out", str(tmp_path))
     assert status == 2 and not out and err.count("\n") == 1 and f"{name} is damaged" in err
+
+
+def test_the_images_are_those_of_the_data_folder_that_is_given(run, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(figures, "RECORDS", tmp_path)
+    monkeypatch.setattr(figures.plot, "write_figures", lambda args, **_: asked.append(args.data_dir))
+    asked = []
+    assert run(figures, "--out", str(tmp_path), "--data-dir", "elsewhere")[0] == 0 and asked == ["elsewhere"] * 2

@@ -24,7 +24,7 @@ def forge(trained, tmp_path):
     def call(change, name="last.pt"):
         state = load_checkpoint(trained / name)
         change(state)
-        save_checkpoint(tmp_path / name, state)
+        save_checkpoint(state, tmp_path / name)
         return name
 
     return call
@@ -253,7 +253,7 @@ def test_random_mutations_end_in_order(fork_run, trained, small_dir, tmp_path):
         folder = tmp_path / str(number)
         folder.mkdir()
         forged = mutated(states[name], chosen)
-        save_checkpoint(folder / name, forged)
+        save_checkpoint(forged, folder / name)
         argv = [{"train": "--resume", "evaluate": "--ckpt"}[script], name, "--data-dir", str(small_dir)]
         answer = fork_run(folder, argv, script=script, seconds=60, memory=MEMORY, epochs=2)
         said = Path(f"{folder}.out").read_bytes().decode(errors="replace")

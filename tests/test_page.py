@@ -86,7 +86,7 @@ def test_a_file_that_is_not_its_page_stays(run, tmp_path):
 @pytest.mark.parametrize("accuracy", ["<script>", 7, float("nan"), [1], -1.0])
 def test_a_forged_accuracy_does_not_get_into_the_page(run, tmp_path, accuracy):
     state = checkpoint.load_checkpoint(TINY) | {"joint_accuracy": accuracy}
-    checkpoint.save_checkpoint(tmp_path / "forged.pt", state)
+    checkpoint.save_checkpoint(state, tmp_path / "forged.pt")
     status, _, err = run(page, "--ckpt", "forged.pt", "--out", "mine.html")
     assert status == 2 and "joint_accuracy is damaged" in err and not (tmp_path / "mine.html").exists()
 
@@ -108,6 +108,6 @@ def test_a_network_that_the_page_does_not_know_is_refused(name, encodings, messa
 def test_a_network_that_makes_the_page_too_large_is_refused(run, tmp_path):
     state = checkpoint.load_checkpoint(TINY)
     large = state | {"args": state["args"] | {"model": "large"}, "weights": model.build_model("large").state_dict()}
-    checkpoint.save_checkpoint(tmp_path / "large.pt", large)
+    checkpoint.save_checkpoint(large, tmp_path / "large.pt")
     status, _, err = run(page, "--ckpt", "large.pt", "--out", "mine.html")
     assert status == 2 and "more than 600,000; tiny is smaller" in err and not (tmp_path / "mine.html").exists()

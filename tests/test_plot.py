@@ -78,6 +78,18 @@ def test_runs_of_one_name_in_two_folders_are_two_curves_and_a_file_named_twice_i
     assert {label: len(runs) for label, runs in group.items()} == {"tiny": 2}
 
 
+@pytest.mark.parametrize("named_first", [True, False])
+def test_a_sweep_or_a_checkpoint_that_its_folder_names_too_is_read_once(tmp_path, monkeypatch, named_first):
+    monkeypatch.chdir(tmp_path)
+    Path("logs").mkdir()
+    Path("best.pt").touch()
+    Path("logs/a-find-lr.csv").write_text(",".join(curves.sweep.COLUMNS) + 3 * "\n1,1,1,1,1" + "\n")
+    names = ["best.pt", "logs/a-find-lr.csv", "."]
+    groups, sweeps, checkpoints = curves.read_files(names if named_first else names[::-1])
+    assert not groups and [path.name for path, _ in sweeps] == ["a-find-lr.csv"]
+    assert [path.name for path in checkpoints] == ["best.pt"]
+
+
 def test_the_same_input_gives_the_same_bytes_and_dark_gives_others(run, tmp_path):
     files = [RECORDS / "tiny-s0.csv", RECORDS / "tiny-s1.csv"]
     for flags in (["--out", "a"], ["--out", "b"], ["--out", "a", "--dark", "--format", "svg"]):

@@ -11,9 +11,9 @@ import pytest
 
 from conftest import ROOT
 from studies.figures import SHOWN
-from studies.plan import logged_arguments
 from studies.tables import PAGES
 from support.checkpoint import load_checkpoint
+from support.curves import logged_arguments
 
 README = (ROOT / "README.md").read_text()
 

@@ -53,6 +53,7 @@ class InThisProcess:
 @pytest.fixture
 def in_this_process(monkeypatch):
     monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(Popen=InThisProcess, STDOUT=subprocess.STDOUT))
+    monkeypatch.setattr(reproduce, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: None))
 
 
 def test_the_tables_of_the_readme_are_those_of_the_logs(run):
@@ -189,6 +190,7 @@ def test_every_command_of_a_study_is_one_that_its_script_takes():
         module, *flags = command.removeprefix("-m ").split()
         args = importlib.import_module(module).make_parser().parse_args([*flags, "--json", file, "--device", "cpu"])
         assert str(args.json) == file
+        assert getattr(args, "ckpt", None) or args.dataset == "mnist"  # where MNIST is missing: no synthetic figures
 
 
 def test_runs_that_share_the_machine_say_so(tmp_path, extra, in_this_process):
@@ -225,7 +227,7 @@ def test_a_run_continues_with_the_same_command_only_and_stays_marked_as_shared(
         (tmp_path / "a.txt").unlink()
 
 
-def test_a_run_that_fails_is_named(tmp_path, extra):
+def test_a_run_that_fails_is_named(tmp_path, extra, in_this_process):
     with pytest.raises(UserError, match=r"the run bad failed: .*val-size"):
         reproduce.run_all({"bad": COMMAND.format(1, 0).replace("100", "5000")}, tmp_path, 1, extra)
 

@@ -171,12 +171,12 @@ def test_a_log_of_other_headings_without_an_epoch_may_be_replaced(run, small_fla
 
 
 def test_a_finished_run_resumed_is_the_same_finished_run(run, small_flags, tmp_path):
-    """As after a kill between the last epoch and the test."""
+    """As after a kill between the last epoch and the test; with flags of its own values, which are allowed."""
     assert run(train, *small_flags)[0] == 0
     whole = record(tmp_path)
     (tmp_path / "best.pt").unlink()
     (tmp_path / "last.pt").unlink()
-    status, out, _ = run(train, "--resume", "logs/run-last.pt", *small_flags)
+    status, out, _ = run(train, "--resume", "logs/run-last.pt", *small_flags, "--lr", 0.04)
     assert status == 0 and out.startswith("the run is complete (2 epochs) and is only scored again, writing to logs\n")
     assert record(tmp_path) == whole
 

@@ -29,7 +29,7 @@ def scored(trained, small_dir, tmp_path_factory):
     state = load_checkpoint(trained / "best.pt")
     state["weights"]["digit_head.bias"] = state["weights"]["digit_head.bias"].roll(1) + torch.arange(10) / 10
     state["args"]["augment_corruptions"] = 0.25
-    save_checkpoint(folder / "other.pt", state)
+    save_checkpoint(state, folder / "other.pt")
     files = [str(folder / name) for name in ("first-s0-best.pt", "other.pt")]
     with pytest.MonkeyPatch.context() as patch:
         printed = []
@@ -154,8 +154,8 @@ def test_quick_scores_few_images_and_validation_those_held_out(run, trained, sma
 def test_errors_are_one_line_before_the_work(run, trained, small_dir, tmp_path, monkeypatch, words, said):
     state = load_checkpoint(trained / "best.pt")
     for name, args in (("run", {}), ("all", {"val_size": 0}), ("forged", {"augment_corruptions": "\n" * 9})):
-        save_checkpoint(tmp_path / f"{name}.pt", state | {"args": state["args"] | args})
-    save_checkpoint(tmp_path / "mnist.pt", state | {"dataset": "mnist"})
+        save_checkpoint(state | {"args": state["args"] | args}, tmp_path / f"{name}.pt")
+    save_checkpoint(state | {"dataset": "mnist"}, tmp_path / "mnist.pt")
     monkeypatch.setattr(robustness, "score_all", lambda *_: pytest.fail("scored"))
     before = contents(tmp_path)
     status, _, err = run(robustness, *words.split(), "--data-dir", small_dir, "--device", "cpu")

@@ -209,3 +209,6 @@ def test_several_processes_share_the_images_and_are_compared_with_one_and_withou
     assert all("--epochs 2 --val-size 58 " in words and setting.data_dir in words for words, _ in started)
     assert ["nproc-per-node=2" in words for words, _ in started] == [False, False, True, True]
     assert ["data_parallel" in words for words, _ in started] == [False, False, False, True]
+    started.clear()
+    assert not list(subprocesses.several(dataclasses.replace(setting, device=torch.device("mps"))))
+    assert not started  # train.py would refuse

@@ -4,12 +4,14 @@ import csv
 import itertools
 import math
 import re
+import shutil
 
 import pytest
 import torch
 
 import train
 from conftest import contents
+from support import sweep
 from support.cli import UserError
 from support.optim import learning_rate_at
 from support.sweep import COLUMNS, suggestions
@@ -23,24 +25,30 @@ def test_a_dry_run_takes_a_step_and_writes_nothing(run, small_flags, tmp_path):
     assert digit_loss == pytest.approx(math.log(10), abs=0.3) and sum_loss == pytest.approx(math.log(19), abs=0.3)
 
 
-def test_a_dry_run_sees_what_a_run_would_be_refused_for(run, small_flags, trained):
-    for flags, said in ((["--batch-size", 599], "batch norm"), (["--out", trained], "there is a run run")):
+def test_a_dry_run_sees_what_a_run_would_be_refused_for(run, small_flags, trained, tmp_path):
+    shutil.copy(trained / "best.pt", tmp_path)  # of the run "run", whose own files are not here
+    for flags, said in (
+        (["--batch-size", 599], "batch norm"),
+        (["--out", trained], "there is a run run"),
+        ([], "is of another run of the name run"),
+    ):
         before = contents(trained)
         status, out, err = run(train, *small_flags, "--dry-run", *flags)
         assert status == 2 and said in err and err.count("\n") == 1 and not out
         assert contents(trained) == before
 
 
-def test_find_lr_writes_the_sweep_beside_the_runs_and_nothing_else(run, small_flags, tmp_path):
+def test_find_lr_writes_the_sweep_beside_the_runs_and_nothing_else(run, small_flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "STEPS", 100)
     status, out, err = run(train, *small_flags, "--find-lr", "--augment", 0)
     path = tmp_path / "logs" / "run-find-lr.csv"
     assert status == 0 and not err and [*tmp_path.rglob("*")] == [path.parent, path]
     rows = list(csv.DictReader(path.open()))
-    assert tuple(rows[0]) == COLUMNS and 250 < len(rows) <= 300
+    assert tuple(rows[0]) == COLUMNS and 90 < len(rows) <= 100
     assert [rows[0]["learning_rate"], float(rows[0]["loss"])] == ["1e-07", pytest.approx(5.247, abs=0.4)]
     rates = [float(row["learning_rate"]) for row in rows]
     for before, after in itertools.pairwise(rates):
-        assert after / before == pytest.approx(1e8 ** (1 / 299), rel=1e-4)
+        assert after / before == pytest.approx(1e8 ** (1 / 99), rel=1e-4)
     falls, rises = map(float, re.search(r"falls fastest at (\S+) and rises from (\S+) on", out).groups())
     assert 1e-5 < falls < rises < 1
     lowest = min(rows, key=lambda row: float(row["smoothed_loss"]))
@@ -57,6 +65,13 @@ def test_the_suggestions_are_where_a_known_loss_falls_and_rises():
     assert math.log10(falls) == pytest.approx(-3, abs=0.02) and math.log10(rises) == pytest.approx(-1, abs=0.05)
     with pytest.raises(UserError, match="falls at no learning rate"):
         suggestions(torch.full_like(decades, 5.0), decades)
+
+
+def test_a_loss_that_is_not_finite_from_the_start_is_named(run, small_flags, monkeypatch, tmp_path):
+    monkeypatch.setattr(train, "train_epoch", lambda *_: torch.full((300, 4), math.nan))
+    status, _, err = run(train, *small_flags, "--find-lr")
+    assert status == 2 and "not finite in the first step" in err and err.count("\n") == 1
+    assert not contents(tmp_path)
 
 
 def test_the_sweep_spans_its_range_whatever_the_peak():
