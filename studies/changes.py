@@ -261,7 +261,8 @@ SEARCHES = {  # name: size, arguments of all rows, rows
 
 @contextlib.contextmanager
 def changed(size, change):
-    """Within this context `Run` of that size builds and trains with the change; yields what is left: arguments."""
+    """Within this context `Run` of that size builds and trains with the change; yields what is left for the caller:
+    (arguments of train.py, the class of an average in place of the usual one or None)."""
     change = dict(change)
     network, made_of = change.pop("network", {}), model.SIZES[size]
     own = {name: network[name] for name in ("features", "hidden") if name in network}

@@ -130,14 +130,14 @@ def quiet():
 
 
 @torch.inference_mode()
-def differences(content, model, images, batch_size=500):
+def differences(content, model, images):
     """(answers that differ, largest difference of a probability) of the ONNX file's bytes from the network.
 
     images [N, 1, 28, 28] uint8, each with all ten addends. Raises UserError without onnxruntime.
     """
     session = needed("onnxruntime").InferenceSession(content, providers=["CPUExecutionProvider"])
     answers, differing, largest = Answers(model).eval(), 0, 0.0
-    for batch in tqdm(images.split(batch_size), "verifying", unit="batch", delay=2, leave=False, disable=None):
+    for batch in tqdm(images.split(500), "verifying", unit="batch", delay=2, leave=False, disable=None):
         image = batch.repeat_interleave(ADDENDS, dim=0)
         addend = torch.arange(ADDENDS).repeat(len(batch))
         there = session.run(OUTPUTS, {"image": image.numpy(), "addend": addend.numpy()})

@@ -25,7 +25,7 @@ class UsualDigits(torchvision.datasets.MNIST):
         return image, addend, digit, digit + addend
 
 
-def usual_epoch(model, optimizer, loader, device, memory_format=torch.contiguous_format):
+def usual_epoch(model, optimizer, loader, device, memory_format):
     """An epoch of the usual loop over a `DataLoader` of `UsualDigits`, the images in the memory layout of the model."""
     model.train()
     for batch in loader:

@@ -44,7 +44,7 @@ def choose_precision(name, device):
     return name if name != "auto" else "bfloat16" if device.type == "cpu" and there else "float32"
 
 
-def describe_device(device, processes=1):
+def describe_device(device, processes):
     """The device in a line: its kind, its name, the threads or the processes."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     threads = "" if device.type == "cuda" else f", {count(torch.get_num_threads(), 'thread')}"
