@@ -78,6 +78,11 @@ def test_runs_of_one_name_in_two_folders_are_two_curves_and_a_file_named_twice_i
     assert {label: len(runs) for label, runs in group.items()} == {"tiny": 2}
 
 
+def test_a_closed_standard_output_is_no_error(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdout", None)
+    assert run(plot, RECORDS / "tiny-s0.csv", "--format", "svg")[0] == 0 and list(tmp_path.rglob("*.svg"))
+
+
 @pytest.mark.parametrize("named_first", [True, False])
 def test_a_sweep_or_a_checkpoint_that_its_folder_names_too_is_read_once(tmp_path, monkeypatch, named_first):
     monkeypatch.chdir(tmp_path)

@@ -113,6 +113,11 @@ def test_a_closed_standard_input_is_no_image(ask, monkeypatch):
     assert status == 2 and "standard input is closed" in err
 
 
+def test_a_closed_standard_output_is_no_error(ask, plain, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert ask(plain, "--number", 5)[0] == 0
+
+
 def test_one_unusable_image_does_not_hide_the_others(ask, plain, tmp_path):
     blank = save(tmp_path / "blank.png", np.full((50, 50), 200))
     status, out, err = ask(blank, plain, "none.png", "--number", 1)
