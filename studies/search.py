@@ -27,7 +27,7 @@ FIGURES = ("seconds", "parameters", *SCORES)
 def make_parser():
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add("search", choices=NAMES, help="which rows: single changes to base, tries for a recipe, or what a teacher adds")
+    add("search", choices=NAMES, help="which rows, of studies/changes.py")
     add("--only", nargs="+", metavar="ROW", help="these rows and the first (default: all)")
     add("--seeds", type=cli.integer(1, 12), help=f"trainings of each row (default: {SEEDS}, quick: 1)")
     add("--quick", action="store_true", help="few images, one epoch: does it run, not how well")

@@ -71,8 +71,7 @@ class RunFiles:
                 if not os.access(needed, os.W_OK):
                     raise UserError(f"{needed} cannot be written to; choose another --out")
             stack.enter_context(lock(self.folder))
-            self.refuse_to_overwrite(resumed)
-            self.refuse_to_lose_copies(resumed)
+            self.refuse_to_lose_files(resumed)
             self.remove_leftovers()
             yield
 
@@ -80,6 +79,11 @@ class RunFiles:
         """Remove logs/ where the run was refused and left nothing in it."""
         with contextlib.suppress(OSError):
             self.logs.rmdir()
+
+    def refuse_to_lose_files(self, resumed):
+        """Raise UserError where the folder holds files that this run would replace. `resumed`: the checkpoint, or None."""
+        self.refuse_to_overwrite(resumed)
+        self.refuse_to_lose_copies(resumed)
 
     def refuse_to_overwrite(self, resumed):
         """Raise UserError where the folder holds another run of this name. `resumed`: the checkpoint, or None."""

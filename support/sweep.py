@@ -22,8 +22,7 @@ COLUMNS = ("learning_rate", "digit_loss", "sum_loss", "loss", "smoothed_loss")
 def instead_of_a_run(args, files, batches, train_epoch):
     """Do what --dry-run or --find-lr asks for; returns lines of text. train_epoch(epoch) returns losses [steps, 2]."""
     if args.dry_run:
-        files.refuse_to_overwrite(None)
-        files.refuse_to_lose_copies(None)
+        files.refuse_to_lose_files(None)
         batches.images, batches.digits = batches.images[: args.batch_size], batches.digits[: args.batch_size]
         batches.drawn.clear()  # draws of all images, where a trial on CUDA has made them
         digit_loss, sum_loss = train_epoch(0)[0, :2].tolist()
@@ -62,12 +61,13 @@ def suggestions(smoothed, decades):
 def write_sweep(path, losses, args):
     """Write the CSV of a sweep from the losses [S, 2] of its steps; returns lines of text that say what it shows.
 
-    Steps from the first loss that is not finite on are left out. Raises UserError where nothing was learned.
+    Steps from the first loss that is not finite on are left out. Raises UserError where the first
+    is not finite or nothing was learned.
     """
     bad = (~losses.isfinite().all(dim=1)).nonzero().flatten().tolist()
     heads = losses.double()[: bad[0] if bad else None]
     if not len(heads):
-        raise UserError("the loss is not finite in the first step, before any learning")
+        raise UserError("the loss is not finite in the first step, before any learning; check the network and the data")
     rates = [learning_rate_at(step, len(losses), None, "sweep") for step in range(len(heads))]
     decades = torch.tensor(rates, dtype=torch.float64).log10()
     total = heads @ torch.tensor([args.digit_weight, args.sum_weight], dtype=torch.float64)

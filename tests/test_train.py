@@ -39,13 +39,6 @@ def test_mnist_is_learned_from_the_command_line(run, mnist_dir, monkeypatch):
     assert float(re.search(r"joint accuracy +([\d.]+)", out).group(1)) > 70
 
 
-def test_data_that_do_not_fit_train_the_same_and_the_log_says_so(run, small_flags, trained, monkeypatch):
-    monkeypatch.setattr("data.fits", lambda size, device: False)
-    status, out, _ = run(train, *small_flags)
-    assert status == 0 and re.search("^note .*host memory", out, re.MULTILINE)
-    assert same(weights_of("last.pt"), weights_of(trained / "last.pt"))
-
-
 def test_a_run_leaves_its_files_and_says_how_to_score(run, small_flags, small_dir, tmp_path):
     status, out, _ = run(train, *small_flags)
     assert status == 0
@@ -351,3 +344,10 @@ def test_a_batch_of_one_image_is_refused_before_training(run, small_flags):
         assert status == 2 and err.count("\n") == 1 and "one image" in err and "batch norm" in err
     # a network without batch norm can take it
     assert run(train, *small_flags, "--epochs", 1, "--model", "two-branch-lenet", "--batch-size", 599)[0] == 0
+
+
+def test_data_that_do_not_fit_train_the_same_and_the_log_says_so(run, small_flags, trained, monkeypatch):
+    monkeypatch.setattr("data.fits", lambda size, device: False)
+    status, out, _ = run(train, *small_flags)
+    assert status == 0 and re.search("^note .*host memory", out, re.MULTILINE)
+    assert same(weights_of("last.pt"), weights_of(trained / "last.pt"))
