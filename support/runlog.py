@@ -81,7 +81,7 @@ class RunFiles:
             self.logs.rmdir()
 
     def refuse_to_lose_files(self, resumed):
-        """Raise UserError where the folder holds files that this run would replace. `resumed`: the checkpoint, or None."""
+        """Raise UserError where this run would replace files of another. `resumed`: the checkpoint, or None."""
         self.refuse_to_overwrite(resumed)
         self.refuse_to_lose_copies(resumed)
 
