@@ -60,9 +60,8 @@ def lock(folder):
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"another run is training in {Path(folder).resolve()}; wait for it or choose another --out"
-            ) from None
+            where = Path(folder).resolve()
+            raise UserError(f"another run writes to {where}; wait for it or use another folder") from None
         yield
     finally:
         os.close(handle)

@@ -263,7 +263,7 @@ def test_ctrl_c_and_sigterm_end_a_run_and_a_second_run_is_refused(run, small_fla
             for name in ("run", "other"):
                 second = [*flags, "--epochs", 1, "--run-name", name, "--out", folders[number]]
                 status, _, err = run(train, *second)
-                assert status == 2 and err.count("\n") == 1 and "another run is training in" in err
+                assert status == 2 and err.count("\n") == 1 and "another run writes to" in err
             assert wait_for_an_epoch(process) > first
             sent = time.monotonic()
             process.send_signal(number)
