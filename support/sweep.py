@@ -61,8 +61,8 @@ def suggestions(smoothed, decades):
 def write_sweep(path, losses, args):
     """Write the CSV of a sweep from the losses [S, 2] of its steps; returns lines of text that say what it shows.
 
-    Steps from the first loss that is not finite on are left out. Raises UserError where the first
-    is not finite or nothing was learned.
+    Steps from the first loss that is not finite on are left out. Raises UserError where the first is not finite, or
+    nothing was learned.
     """
     bad = (~losses.isfinite().all(dim=1)).nonzero().flatten().tolist()
     heads = losses.double()[: bad[0] if bad else None]
