@@ -179,7 +179,7 @@ TRIES = {  # base, tiny, large: with AdamW unless a row names another optimiser;
         "AdamW": {},
         "14 epochs": dict(epochs=14),
         "linear decay": dict(schedule_function=linear),
-        **{f"Muon, rate {rate}": MUON | dict(learning_rate=rate) for rate in (0.02, 0.04)},
+        **{f"Muon, rate {rate}": MUON | dict(learning_rate=rate) for rate in (0.02, 0.04, 0.08)},
     },
     "base-distilled": {
         "labels": {},
