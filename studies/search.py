@@ -1,7 +1,7 @@
 """Change one thing at a time, and see on held-out training images whether it helps.
 
     python -m studies.search ablations --json logs/records/search-ablations.json
-    python -m studies.search base --seeds 4 --json logs/records/search-base.json
+    python -m studies.search base --json logs/records/search-base.json
     python -m studies.search ablations --only "K = 1" "K = 2" --quick
 
 Seed s trains on the training images of MNIST without part s modulo 4 of four, with the random draws of seed s, and is
