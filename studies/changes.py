@@ -166,6 +166,7 @@ WIDTHS = {
 }
 WIDE, DEEP = ((16,), (32, 32), (64, 64)), ((16, 16), (32, 32), (64, 64))  # channels; with features for 120,000 weights
 TAUGHT = dict(teacher="large", label_smoothing=0.0)  # as studies/distill.py, but by one teacher
+LARGER = dict(batch_size=256, precision="bfloat16")
 TRIES = {  # base, tiny, large: with AdamW unless a row names another optimiser; tiny at 0.02, its rate with AdamW
     "base": {
         "AdamW": {},
@@ -180,6 +181,11 @@ TRIES = {  # base, tiny, large: with AdamW unless a row names another optimiser;
         "14 epochs": dict(epochs=14),
         "linear decay": dict(schedule_function=linear),
         **{f"Muon, rate {rate}": MUON | dict(learning_rate=rate) for rate in (0.02, 0.04, 0.08)},
+        "batches of 256, bfloat16": LARGER,
+        "Muon, rate 0.04, bfloat16": MUON | dict(learning_rate=0.04, precision="bfloat16"),
+        "Muon, rate 0.04, batches of 256": MUON | dict(learning_rate=0.04, batch_size=256),
+        "Muon, rate 0.04, batches of 256, bfloat16": MUON | LARGER | dict(learning_rate=0.04),
+        "Muon, rate 0.04, batches of 256, bfloat16, 14 epochs": MUON | LARGER | dict(learning_rate=0.04, epochs=14),
     },
     "base-distilled": {
         "labels": {},
