@@ -54,16 +54,22 @@ class ElasticBatches(data.Batches):
     Displacements with a standard deviation of 1 pixel are drawn on a 7 × 7 grid, the pixels between are interpolated.
     """
 
+    deviation = 1  # in pixels
+
     def epoch(self, epoch):
         generator = data.generator_for("elastic", self.seed, epoch)
         still = torch.eye(2, 3).unsqueeze(0)
         for image, *rest in super().epoch(epoch):
-            coarse = torch.randn(len(image), 2, 7, 7, generator=generator) * 2 / 28
+            coarse = torch.randn(len(image), 2, 7, 7, generator=generator) * self.deviation * 2 / 28
             moves = F.interpolate(coarse, size=(28, 28), mode="bicubic").permute(0, 2, 3, 1)
             grid = F.affine_grid(still.expand(len(image), 2, 3), image.shape, align_corners=False) + moves
             black = -data.MEAN / data.STD
             image = F.grid_sample(image - black, grid.to(image), align_corners=False) + black
             yield image.contiguous(memory_format=torch.channels_last), *rest
+
+
+class SlightElasticBatches(ElasticBatches):
+    deviation = 0.5
 
 
 class LastQuarter(optim.PolynomialAverage):
@@ -126,6 +132,7 @@ ABLATIONS = {
     "of the augmentation only scale": dict(warps=("width", "height")),
     "of the augmentation only shift": dict(warps=("right", "down")),
     "elastic distortion too": dict(batches=ElasticBatches),
+    "elastic distortion of half a pixel too": dict(batches=SlightElasticBatches),
     "elastic distortion alone": dict(batches=ElasticBatches, augment=0.0),
     **{f"averaging exponent {eta}": dict(averaging_eta=eta) for eta in (3.0, 20.0)},
     "no averaging": dict(averaging_eta=0.0),
@@ -137,6 +144,7 @@ ABLATIONS = {
     "1.5 times the width, three convolutions": dict(
         network=dict(stages=((24,), (48,), (96,)), features=96, hidden=192)
     ),
+    "one convolution in each stage": dict(network=dict(stages=((16,), (32,), (64,)))),
     "two convolutions in each stage": dict(network=dict(stages=((16, 16), (32, 32), (64, 64)))),
     **{f"hidden layer of {width}": dict(network=dict(hidden=width)) for width in (32, 512)},
     "strides, no pooling": dict(network=dict(strides=True)),
