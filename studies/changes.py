@@ -183,6 +183,7 @@ TRIES = {  # base, tiny, large: with AdamW unless a row names another optimiser;
         "sum without parameters": dict(sum_encoding="shift"),
         "Muon, rate 0.01": MUON | dict(learning_rate=0.01),
         "Muon, channels 16 / 32, 32 / 64, 64": MUON | dict(network=dict(stages=WIDE, features=60)),
+        "a quarter of the images corrupted": dict(augment_corruptions=0.25),
     },
     "tiny": {
         "AdamW": {},
