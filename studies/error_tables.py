@@ -12,22 +12,26 @@ HEADS = ("digit", "sum")
 
 
 def errors_tables(record):
-    """{name: Markdown} of the record; "errors-images" has every misread image, "errors-common" those of all."""
+    """{name: Markdown} of the record; "errors-images" has every misread image, "errors-common" those of all networks,
+    "errors-ensemble" those of the ensemble."""
     networks = record["networks"]
     by_index = misread_by(networks)
     alone = [row["name"] for row in networks if not row["ensemble"]]
     common = [n for n, rows in by_index.items() if set(alone) <= rows.keys()]
+    together = misread_by([row for row in networks if row["ensemble"]])
+    judged, each = record["judged_wrong"], f"each of the {len(alone)} networks" if alone[1:] else "the network"
     machine = "{device}; {versions}; commit {commit}; {data set}.".format(**record)
     return {
         "errors-machine": textwrap.fill(machine, 118),
         "errors-calibration": calibration_table(networks),
-        "errors-scores": scores_table(networks, record["judged_wrong"]),
+        "errors-scores": scores_table(networks, judged),
         "errors-agreement": table(
             ["network", *networks[0]["agreement"]],
             [[row["name"], *(f"{pairs:,d}" for pairs in row["agreement"].values())] for row in networks],
         ),
-        "errors-images": images_table(networks, by_index, record["judged_wrong"]),
-        "errors-common": common_list({n: by_index[n] for n in common}, len(alone), record["judged_wrong"]),
+        "errors-images": images_table(networks, by_index, judged),
+        "errors-common": misread_list({n: by_index[n] for n in common}, each, judged),
+        "errors-ensemble": misread_list(together, "the ensemble", judged),
     }
 
 
@@ -77,14 +81,14 @@ def images_table(networks, by_index, judged):
     return table(["no.", "label", *(network["name"] for network in networks)], rows)
 
 
-def common_list(by_index, networks, judged):
-    """The images that all networks misread as wrapped text: index, label, answers."""
+def misread_list(by_index, who, judged):
+    """Images that `who` misread, as wrapped text: index, label, answers."""
     words = []
     for n, misreadings in by_index.items():
         said = sorted({image["answer"] for image in misreadings.values()})
         words.append(f"{n}{mark(n, judged)} ({label_of(misreadings)} read as {' or '.join(map(str, said))})")
-    who = "by the network" if networks == 1 else f"by each of the {networks} networks"
-    return textwrap.fill(f"{count(len(words), 'image')} misread {who}{': ' if words else ''}{', '.join(words)}.", 118)
+    images = f"{count(len(words), 'image')} misread by {who}{': ' if words else ''}"
+    return textwrap.fill(f"{images}{', '.join(words)}.", 118)
 
 
 def label_of(misreadings):

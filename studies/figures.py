@@ -123,8 +123,8 @@ def main(argv=None):
             with reading(" or ".join(map(str, paths))), support.figures.style("light"):
                 runs = [read_replay(path) for path in paths]
                 print(*support.figures.save(draw(design, runs), Path(args.out) / "studies" / design, ["svg"]))
-    for name, draw_record in (("errors", partial(draw_errors, args.data_dir)), ("robustness", robustness.draw)):
-        record = RECORDS / f"{name}-cpu.json"
+    errors = "errors", RECORDS / "errors-large-cpu.json", partial(draw_errors, args.data_dir)
+    for name, record, draw_record in (errors, ("robustness", RECORDS / "robustness-cpu.json", robustness.draw)):
         if record.exists():
             with reading(record):
                 draw_theme = partial(draw_record, json.loads(read_text(record)))

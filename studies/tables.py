@@ -23,7 +23,7 @@ from support.cli import UserError
 from support.files import read_text
 
 HEADS = ("digit", "sum", "joint")
-ERRORS = tuple(f"errors-{name}" for name in ("machine", "calibration", "scores", "common", "agreement"))
+ERRORS = tuple(f"errors-{name}" for name in ("machine", "calibration", "scores", "common", "ensemble", "agreement"))
 WEIGHTS = {pair.replace(" ", " : "): plan.weight_flags(pair) for pair in plan.WEIGHTS}
 COMBINED = ("combine-large-validation", "combine-base-validation", "combine-large-cpu")
 AIMS = {  # row of the results: joint accuracy in %, set before its recipe was searched
@@ -48,9 +48,9 @@ PAGES = {  # page: the tables in it
     "studies/recipes.md": ("aims", *(f"search-{name}" for name in SEARCHES), *COMBINED),
     "studies/robustness.md": ("robustness", "robustness-shares"),
     "studies/errors.md": (
-        *ERRORS,
-        *(f"errors-large-{name}" for name in ("scores", "common", "agreement")),
-        *(f"errors-sizes-{name}" for name in ("scores", "common")),
+        *(f"errors-{name}" for name in ("machine", "calibration", "scores", "common", "agreement")),
+        *(f"errors-large-{name}" for name in ("scores", "common", "ensemble", "agreement")),
+        *(f"errors-sizes-{name}" for name in ("calibration", "scores", "common")),
         *(f"errors-{size}-distilled-agreement" for size in plan.DISTILLED),
     ),
     "logs/README.md": ("index",),

@@ -127,6 +127,7 @@ def test_the_images_of_all_are_those_that_every_checkpoint_misreads():
     record = record_of(network("a", 5, 6, 947), network("b", 6, 947, 8), network("ensemble", 6, 9, ensemble=True))
     made = errors.errors_tables(record)
     assert made["errors-common"] == "2 images misread by each of the 2 networks: 6 (1 read as 7), 947* (1 read as 7)."
+    assert made["errors-ensemble"] == "2 images misread by the ensemble: 6 (1 read as 7), 9 (1 read as 7)."
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in made["errors-images"].splitlines()[2:]]
     assert [row[0] for row in rows] == ["5", "6", "8", "9", "947*"]
     assert rows[1] == ["6", "1", *["7 (50 %)"] * 3] and rows[2] == ["8", "1", "", "7 (50 %)", ""]
