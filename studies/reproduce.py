@@ -76,6 +76,8 @@ LOOP = (
     "support/optim.py",
     "support/recipes.py",
 )
+# What the loops take from evaluate.py.
+SCORING = ("answers", "load_model", "mean_losses", "pair_outputs", "score", "short_report")
 DISTILL_LOOP = (*LOOP, "studies/distill.py")
 REPLAY_LOOP = ("data.py", "model.py", "evaluate.py", "studies/replay.py", "studies/published.py")
 WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef)
@@ -219,7 +221,10 @@ def same_code(commit, files):
 
 @functools.cache
 def code_of(file, commit=None):
-    """What Python parses in a file of a commit, or of today, without docstrings; None where there is no such file."""
+    """What Python parses in a file of a commit, or of today, without docstrings; None where there is no such file.
+
+    Of evaluate.py, a script too, only what SCORING needs.
+    """
     if commit is None:
         source = read_text(ROOT / file) if (ROOT / file).exists() else None
     else:
@@ -234,7 +239,28 @@ def code_of(file, commit=None):
     for node in ast.walk(tree):
         if isinstance(node, WITH_DOCSTRING) and ast.get_docstring(node) is not None:
             del node.body[0]
+    if file == "evaluate.py":
+        tree.body = reached(tree.body, SCORING)
     return ast.dump(tree)
+
+
+def reached(body, names):
+    """The statements of a module that assign or define these names, and what those need of the same module."""
+    kept, waiting = set(), list(names)
+    while waiting:
+        name = waiting.pop()
+        for node in body:
+            if node not in kept and name in names_made(node):
+                kept.add(node)
+                waiting += [part.id for part in ast.walk(node) if isinstance(part, ast.Name)]
+    return [node for node in body if node in kept]
+
+
+def names_made(node):
+    """The names that a statement of a module defines or assigns; none for an import, since its module is compared."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return {node.name}
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
 
 
 def main(argv=None):
