@@ -94,6 +94,19 @@ def predict_pairs(models, images, batch_size=500, device="cpu"):
     return answers(models, [pair_outputs(model, images, batch_size, device) for model in models])
 
 
+def consistent_answers(digit_probabilities, sum_probabilities, addends):
+    """The most probable answers that agree: the digit, and digit + addend, with the highest product of probabilities.
+
+    digit_probabilities [..., 10], sum_probabilities [..., 19], addends [...] int64 or of a shape that broadcasts to it.
+    Returns (digit_predictions, sum_predictions), both [...] int64.
+    """
+    sums = (addends.unsqueeze(-1) + torch.arange(DIGITS)).expand_as(digit_probabilities)
+    of_sums = sum_probabilities.gather(-1, sums)
+    # --sum-encoding scalar has one possible sum, which decides the digit, unless no digit gives it.
+    digits = (digit_probabilities * of_sums.clamp_min(torch.finfo(of_sums.dtype).tiny)).argmax(-1)
+    return digits, digits + addends
+
+
 def mean_losses(models, outputs, digits):
     """{"digit_loss", "sum_loss"}: means over the N * 10 pairs, without label smoothing; None where not finite.
 
@@ -207,6 +220,7 @@ def full_report(scores, dataset):
         f"sum accuracy where the digit is right  {percent(scores['sum_accuracy_given_digit_right'])}",
         f"sum accuracy where the digit is wrong  {percent(scores['sum_accuracy_given_digit_wrong'])}",
         f"heads agree (sum = digit + addend)     {percent(scores['head_agreement'])}",
+        f"joint accuracy of consistent answers   {percent(scores['consistent_joint_accuracy'])}",
         f"images with all ten addends right      {scores['images_all_right']:,d} of {scores['images']:,d}",
         "",
         "joint accuracy in % by digit (down) and addend (across)",
@@ -239,6 +253,8 @@ def main(argv=None):
     models = [model.to(device, memory_format=torch.channels_last) for model, _ in loaded]
     outputs = [pair_outputs(model, images, args.batch_size, device) for model in models]
     scores = score(*answers(models, outputs), digits) | mean_losses(models, outputs, digits)
+    consistent = consistent_answers(*mean_probabilities(models, outputs), torch.arange(ADDENDS))
+    scores["consistent_joint_accuracy"] = score(*consistent, digits)["joint_accuracy"]
 
     names = ", ".join(dict.fromkeys(state["args"]["model"] for _, state in loaded))
     ensemble = f", ensemble of {len(models)}" if len(models) > 1 else ""

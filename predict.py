@@ -40,7 +40,7 @@ import torch
 from tqdm import tqdm
 
 from data import ADDENDS, prepare
-from evaluate import load_model
+from evaluate import consistent_answers, load_model
 from support.files import write_atomically
 from support.images import ImageError, image_files, name_of, png, read_digits
 
@@ -85,6 +85,7 @@ def picture(digit, encoding):
 def record(path, digit, number, digit_probabilities, sum_probabilities):
     """One answer as plain values, for `--json`."""
     digit_answer, sum_answer = int(digit_probabilities.argmax()), int(sum_probabilities.argmax())
+    consistent_digit, consistent_sum = consistent_answers(digit_probabilities, sum_probabilities, torch.tensor(number))
     return {
         "image": str(path),
         "number": number,
@@ -92,6 +93,8 @@ def record(path, digit, number, digit_probabilities, sum_probabilities):
         "digit_probability": float(digit_probabilities[digit_answer]),
         "sum": sum_answer,
         "sum_probability": float(sum_probabilities[sum_answer]),
+        "consistent_digit": int(consistent_digit),
+        "consistent_sum": int(consistent_sum),
         "digit_probabilities": digit_probabilities.tolist(),
         "sum_probabilities": sum_probabilities.tolist(),
         "input": digit.tolist(),
@@ -106,7 +109,8 @@ def in_words(entry):
         f"plus {entry['number']}: sum {entry['sum']} ({100 * entry['sum_probability']:.1f} %)"
     )
     if entry["digit"] + entry["number"] != entry["sum"]:
-        line += "; the two answers disagree"
+        line += "; the two answers disagree, the most probable that agree are "
+        line += f"{entry['consistent_digit']} and {entry['consistent_sum']}"
     return line
 
 

@@ -3,7 +3,7 @@
     python -m studies.combine --validation --ckpt logs/base-s*-last.pt
     python -m studies.combine --ckpt a-best.pt b-best.pt --json FILE
 
-Answers of "each head" are its most probable class, as in evaluate.py. Answers as a "pair" are a digit and its sum with
+Answers of "each head" are its most probable class, as in evaluate.py. "Consistent" answers are a digit and its sum with
 the addend: those for which the product of the two heads' probabilities is highest. "5 views" are the image and the
 image moved by one pixel to each side. Of several views or networks, the mean is taken of the probabilities p, or of
 log p. Each network is scored by itself, and all of them as an ensemble. Choose with --validation, and leave the test
@@ -39,8 +39,8 @@ if __name__ == "__main__":
 import torch
 import torch.nn.functional as F
 
-from data import ADDENDS, DIGITS
-from evaluate import pair_outputs, score
+from data import ADDENDS
+from evaluate import consistent_answers, pair_outputs, score
 from studies.errors import joint_wrong
 from studies.markdown import mean_sd, table
 from studies.robustness import load_images, load_networks
@@ -50,7 +50,7 @@ from support.files import write_atomically
 from support.runlog import environment
 
 VIEWS = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # pixels to the right and down
-MEANS, ANSWERS = ("p", "log p"), ("each head", "pair")
+MEANS, ANSWERS = ("p", "log p"), ("each head", "consistent")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Answers
@@ -77,26 +77,12 @@ def mean(parts, kind):
     return (sum(part.clamp_min(torch.finfo(part.dtype).tiny).log() for part in parts) / len(parts)).exp()
 
 
-def as_pair(digit_probabilities, sum_probabilities):
-    """The digits with the highest product of their probability and that of their sum with the addend, and those sums.
-
-    digit_probabilities [N, 10, 10] and sum_probabilities [N, 10, 19], the second dimension the addend. Returns
-    (digit_predictions, sum_predictions), both [N, 10] int64.
-    """
-    addends = torch.arange(ADDENDS)
-    sums = (addends.unsqueeze(1) + torch.arange(DIGITS)).expand_as(digit_probabilities)  # addend down, digit across
-    of_sums = sum_probabilities.gather(-1, sums)
-    # A sum head may exclude all ten sums, as one of --sum-encoding scalar does; then the digit decides.
-    digits = (digit_probabilities * of_sums.clamp_min(torch.finfo(of_sums.dtype).tiny)).argmax(-1)
-    return digits, digits + addends
-
-
 def answers_of(networks, views, kind, answers):
     """(digit_predictions, sum_predictions) [N, 10] of an ensemble; networks: a list of `probabilities_of`."""
     parts = [view for network in networks for view in network[:views]]
     digit_probabilities, sum_probabilities = (mean(part, kind) for part in zip(*parts, strict=True))
-    if answers == "pair":
-        return as_pair(digit_probabilities, sum_probabilities)
+    if answers == "consistent":
+        return consistent_answers(digit_probabilities, sum_probabilities, torch.arange(ADDENDS))
     return digit_probabilities.argmax(-1), sum_probabilities.argmax(-1)
 
 
@@ -141,6 +127,20 @@ def combine_tables(record):
     ).format(**record, number=count(len(record["networks"]), "network"))
     headings = ["networks", "answers", "views", "mean of", "digit %", "joint %", "difference", "", "agree %"]
     return {"combine": f"{textwrap.fill(words, 118)}\n\n{table(headings, lines)}"}
+
+
+def consistent_rows(record, name, ensemble):
+    """{"rows": [a row for the networks of a record by themselves, and one for their ensemble if wanted]}: the joint
+    accuracy with the answers of each head, with consistent ones, their difference, with consistent ones of 5 views."""
+    rows = []
+    for size in (1, len(record["networks"])) if ensemble else (1,):
+        ways = [row for row in record["rows"] if row["networks"] == size and row["mean"] in ("", "p")]
+        ways = {(row["answers"], row["views"]): row for row in ways}
+        heads, one, five = (ways[way] for way in (("each head", 1), ("consistent", 1), ("consistent", len(VIEWS))))
+        difference = f"{one['difference']:+.3f} ± {one['half']:.3f}", verdict(one["difference"], one["half"])
+        joint = [mean_sd(way["joint_accuracy"], 3) for way in (heads, one, five)]
+        rows.append([name if size == 1 else f"{size} {name}", *joint[:2], *difference, joint[2]])
+    return {"rows": rows}
 
 
 def main(argv=None):

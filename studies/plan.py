@@ -158,14 +158,16 @@ def studies():
     The command is to be followed by `--json FILE`; the search continues its file, the others start again.
     """
     robust = [f"{size}{kind}-s{n}" for size in ROBUST for kind in ("", "-corrupted") for n in OTHER_SEEDS]
+    ours = {size: [f"{size}-s{n}" for n in OURS[size]] for size in ("base", "large")}
     pupils = {f"{size}-distilled": [f"{size}-distilled-s{n}" for n in OURS[size]] for size in DISTILLED}
     read = {
         "robustness-cpu.json": ("robustness", "-m studies.robustness", robust),
-        "errors-cpu.json": ("errors", "-m studies.errors --ensemble", [f"base-s{n}" for n in OURS["base"]]),
-        "errors-large-cpu.json": ("errors", "-m studies.errors --ensemble", [f"large-s{n}" for n in OURS["large"]]),
-        "combine-large-cpu.json": ("errors", "-m studies.combine", [f"large-s{n}" for n in OURS["large"]]),
+        "errors-cpu.json": ("errors", "-m studies.errors --ensemble", ours["base"]),
+        "errors-large-cpu.json": ("errors", "-m studies.errors --ensemble", ours["large"]),
         "errors-sizes-cpu.json": ("errors", "-m studies.errors", ["tiny-s0", "fast-s0"]),
         **{f"errors-{kind}-cpu.json": ("distilled", "-m studies.errors", names) for kind, names in pupils.items()},
+        "combine-large-cpu.json": ("recipes", "-m studies.combine", ours["large"]),
+        **{f"combine-{kind}-cpu.json": ("recipes", "-m studies.combine", names) for kind, names in pupils.items()},
         "search-ablations.json": ("recipes", "-m studies.search ablations --dataset mnist", []),
         "search-width.json": ("recipes", "-m studies.search width --dataset mnist", []),
         "ladder-cpu.json": ("speed", "-m studies.ladder --dataset mnist", []),

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 import evaluate
-from conftest import contents
+from conftest import ROOT, contents
 from data import load_digits, split_indices
 from model import build_model
 from studies import combine
+from studies.markdown import NOT_RECORDED
+from studies.tables import consistent
 from support.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -29,7 +31,7 @@ def answers_by_hand(networks, views, kind, answers):
     digits, sums = torch.zeros(images, 10, dtype=torch.int64), torch.zeros(images, 10, dtype=torch.int64)
     for image in range(images):
         for addend in range(10):
-            if answers == "pair":
+            if answers == "consistent":
                 digit = max(range(10), key=lambda d: pooled(0, image, addend, d) * pooled(1, image, addend, d + addend))
                 digits[image, addend], sums[image, addend] = digit, digit + addend
             else:
@@ -71,22 +73,6 @@ def test_the_difference_is_paired_by_image_and_its_interval_is_over_the_images()
     rows = combine.score_ways([[views]] * 3, torch.tensor([3, 3]))
     assert [row["difference"] for row in rows] == pytest.approx([0, 0, 50, 50, 50, 50])
     assert [row["half"] for row in rows[2:]] == pytest.approx([1.96 * 70.7107 / 2**0.5] * 4)  # 0 and 100 points
-
-
-def test_the_sum_can_correct_the_digit_of_a_pair():
-    digit_probabilities, sum_probabilities = torch.full((1, 10, 10), 0.01), torch.full((1, 10, 19), 0.001)
-    digit_probabilities[..., 3], digit_probabilities[..., 8] = 0.5, 0.42
-    sum_probabilities[0, torch.arange(10), torch.arange(10) + 8] = 0.9
-    digits, sums = combine.as_pair(digit_probabilities, sum_probabilities)
-    assert digits.tolist() == [[8] * 10] and sums.tolist() == [[8 + addend for addend in range(10)]]
-
-
-def test_a_sum_that_no_digit_gives_leaves_the_pair_to_the_digit():
-    digit_probabilities, sum_probabilities = torch.full((1, 10, 10), 0.01), torch.zeros(1, 10, 19)
-    digit_probabilities[..., 7] = 0.9
-    sum_probabilities[0, torch.arange(10), (torch.arange(10) + 12) % 19] = 1  # of the addends 0 to 2 and 7 to 9
-    digits, sums = combine.as_pair(digit_probabilities, sum_probabilities)
-    assert digits[0, [0, 1, 2]].tolist() == [7] * 3 and sums[0, [0, 1, 2]].tolist() == [7, 8, 9]
 
 
 def test_the_views_are_the_image_and_its_four_neighbours():
@@ -142,7 +128,7 @@ def test_the_first_way_is_what_evaluate_scores_on_the_same_images(run, checkpoin
 
 
 def test_the_first_way_of_each_number_of_networks_has_no_difference():
-    way = {"views": 1, "mean": "", "answers": "pair", "difference": 0.125, "half": 0.1}
+    way = {"views": 1, "mean": "", "answers": "consistent", "difference": 0.125, "half": 0.1}
     way |= {name: [90.0, 92.0] for name in combine.SCORES}
     rows = [way | {"networks": 1}, way | {"networks": 1}, way | {"networks": 2}, way | {"networks": 2, "half": 0.2}]
     record = dict(device="d", versions="v", commit="c", networks=[{}, {}], rows=rows) | {"data set": "s"}
@@ -153,6 +139,26 @@ def test_the_first_way_of_each_number_of_networks_has_no_difference():
         *(["", ""], ["+0.125 ± 0.100", "better"], ["", ""], ["+0.125 ± 0.200", "open"])
     ]
     assert all(len(line) <= (110 if line.startswith("|") else 118) for line in made.splitlines())
+
+
+def test_the_table_of_consistent_answers_has_the_networks_alone_and_their_ensemble():
+    rows = []
+    for size, views, mean in ((1, 1, ""), (1, 5, "p"), (1, 5, "log p"), (2, 1, "p"), (2, 5, "p"), (2, 1, "log p")):
+        for answers in combine.ANSWERS:
+            joint = [90.0 + len(rows), 92.0 + len(rows)][: 3 - size]
+            row = {"networks": size, "views": views, "mean": mean, "answers": answers, "joint_accuracy": joint}
+            rows.append(row | {"difference": len(rows) / 10, "half": 0.05})
+    alone, both = combine.consistent_rows({"networks": [{}, {}], "rows": rows}, "`large`", ensemble=True)["rows"]
+    assert alone == ["`large`", *(f"{n}.000 ± 1.414" for n in (91, 92)), "+0.100 ± 0.050", "better", "94.000 ± 1.414"]
+    assert both == ["2 `large`", "96.000", "97.000", "+0.700 ± 0.050", "better", "99.000"]
+    assert combine.consistent_rows({"networks": [{}, {}], "rows": rows}, "`large`", ensemble=False)["rows"] == [alone]
+
+
+def test_the_records_that_are_there_make_the_table_of_consistent_answers(tmp_path):
+    assert consistent(tmp_path) == NOT_RECORDED
+    shutil.copy(ROOT / "logs" / "records" / "combine-large-cpu.json", tmp_path)
+    rows = [line.split("|")[1].strip() for line in consistent(tmp_path).splitlines()[2:]]
+    assert rows == ["`large`", "5 `large`"]  # the ensemble has an aim
 
 
 BAD = {

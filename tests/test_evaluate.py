@@ -8,7 +8,7 @@ import torch
 
 import data
 import evaluate
-from evaluate import interval, mean_losses, pair_outputs, predict_pairs, score
+from evaluate import consistent_answers, interval, mean_losses, pair_outputs, predict_pairs, score
 from model import build_model
 from strokes import cover, on_paper, save
 
@@ -90,6 +90,26 @@ def test_an_ensemble_averages_probabilities(small):
     assert torch.equal(predict_pairs(models, small[0][:20])[1], mean.argmax(-1))
 
 
+def test_of_consistent_answers_each_head_can_correct_the_other():
+    digit_probabilities, sum_probabilities = torch.full((2, 10, 10), 0.01), torch.full((2, 10, 19), 0.001)
+    digit_probabilities[..., 3], digit_probabilities[..., 8] = 0.5, 0.42
+    sum_probabilities[0, torch.arange(10), torch.arange(10) + 8] = 0.9  # the sum head is surer of the 8
+    sum_probabilities[1, torch.arange(10), torch.arange(10) + 8] = 0.02
+    sum_probabilities[1, torch.arange(10), torch.arange(10) + 3] = 0.019  # and here not: the digit decides
+    digits, sums = consistent_answers(digit_probabilities, sum_probabilities, torch.arange(10))
+    assert digits.tolist() == [[8] * 10, [3] * 10] and sums.equal(digits + torch.arange(10))
+    one = consistent_answers(digit_probabilities[0, 4], sum_probabilities[0, 4], torch.tensor(4))
+    assert [int(answer) for answer in one] == [8, 12]
+
+
+def test_a_sum_that_no_digit_gives_leaves_the_answer_to_the_digit():
+    digit_probabilities, sum_probabilities = torch.full((1, 10, 10), 0.01), torch.zeros(1, 10, 19)
+    digit_probabilities[..., 7] = 0.9
+    sum_probabilities[0, torch.arange(10), (torch.arange(10) + 12) % 19] = 1  # of the addends 0 to 2 and 7 to 9
+    digits, sums = consistent_answers(digit_probabilities, sum_probabilities, torch.arange(10))
+    assert digits[0, [0, 1, 2]].tolist() == [7] * 3 and sums[0, [0, 1, 2]].tolist() == [7, 8, 9]
+
+
 def test_the_command_prints_and_writes_every_score(run, trained, tmp_path, small_dir):
     status, out, _ = run(
         evaluate, "--ckpt", trained / "best.pt", "--data-dir", small_dir, "--json", tmp_path / "s.json"
@@ -100,6 +120,16 @@ def test_the_command_prints_and_writes_every_score(run, trained, tmp_path, small
     assert scores["joint_accuracy"] == (1500 - scores["joint_misses"]) / 1500
     assert f"{100 * scores['joint_accuracy']:.3f} %" in out
     assert f"losses          digit {scores['digit_loss']:.4f}, sum {scores['sum_loss']:.4f}" in out
+    model, (images, digits, _) = (
+        evaluate.load_model(trained / "best.pt")[0],
+        data.load_digits("synthetic", small_dir, False),
+    )
+    digit_logits, sum_logits = pair_outputs(model, images)
+    right = 0  # the most probable of ten digits, each with its sum
+    for logits, sums, digit in zip(digit_logits.log_softmax(-1), sum_logits.log_softmax(-1), digits, strict=True):
+        right += sum(int((logits[a] + sums[a, a : a + 10]).argmax() == digit) for a in range(10))
+    assert scores["consistent_joint_accuracy"] == right / 1500
+    assert f"of consistent answers   {100 * right / 1500:7.3f} %" in out
     again = run(evaluate, "--ckpt", trained / "best.pt", "--data-dir", small_dir)
     assert again[1] == out
 

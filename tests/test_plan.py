@@ -1,5 +1,6 @@
 """Which runs serve which table, and where the records come from."""
 
+import ast
 import subprocess
 
 import pytest
@@ -45,8 +46,8 @@ def test_the_aims_stand_beside_the_rows_that_have_one():
     rows = [["`base`", "99.10 ± 0.03", "65.4"], ["`fast`", "99.03", "1.9"], ["5 `large`", "99.90", ""]]
     lines = [line.split("|")[1:-1] for line in aims(rows).splitlines()[2:]]
     assert [[cell.strip() for cell in line] for line in lines] == [
-        ["`base`", "99.60", "99.10 ± 0.03", "-0.50"],
-        ["5 `large`", "99.82", "99.90", "+0.08"],
+        ["`base`", "99.60", "99.10 ± 0.03", "-0.50", "90", "65.4"],
+        ["5 `large`", "99.82", "99.90", "+0.08", "", ""],
     ]
 
 
@@ -95,8 +96,10 @@ def test_records_of_another_loop_are_counted_by_commit(tmp_path, monkeypatch):
         return git("rev-parse", "--short", "HEAD")
 
     git("init")
+    committed("evaluate.py", "def score():\n    return 1\n")
     first, second, last = committed("train.py", "1"), committed("train.py", "2"), committed("studies/replay.py", "3")
     last = committed("train.py", '"""Not code."""\n2  # nor this')
+    committed("evaluate.py", "def score():\n    return 1\n\n\ndef main():\n    score()\n")  # as the loops see it
     records = tmp_path / "records"
     records.mkdir()
     monkeypatch.setattr(reproduce, "ROOT", tmp_path)
@@ -120,7 +123,21 @@ def test_records_of_another_loop_are_counted_by_commit(tmp_path, monkeypatch):
     counts = f"2 of {first}, 1 of {last}-dirty, 1 of --output={tmp_path}/option, 1 of {second}, 1 of {last}"
     assert said == f"6 of 10 records are of older code of the loop: {counts}"
     assert not list(tmp_path.glob("option*"))  # the commit of a log is no option of git
+    committed("evaluate.py", "def score():\n    return 2\n")
     reproduce.code_of.cache_clear()
+    assert reproduce.by_older_code(records).startswith("10 of 10 records")
+    reproduce.code_of.cache_clear()
+
+
+def test_of_evaluate_only_what_the_loops_run_is_compared():
+    lines = ["from a import b", "N = 1", "def score(x): return half(x)", "def half(x): return x / N", "def main(): b()"]
+    kept = reproduce.reached(ast.parse("\n".join(lines)).body, ["score"])
+    assert [ast.unparse(node).splitlines()[0] for node in kept] == ["N = 1", "def score(x):", "def half(x):"]
+    taken = set()
+    for file in (*reproduce.DISTILL_LOOP, *reproduce.REPLAY_LOOP):
+        imports = [node for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.ImportFrom)]
+        taken |= {alias.name for node in imports if node.module == "evaluate" for alias in node.names}
+    assert taken == set(reproduce.SCORING)
 
 
 def test_the_index_has_each_commit_of_a_record_with_its_date():

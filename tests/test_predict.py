@@ -83,6 +83,14 @@ def test_json_holds_every_probability_and_the_input(ask, plain, expected):
         assert entry[name] == np.argmax(probabilities) and entry[f"{name}_probability"] == max(probabilities)
 
 
+def test_answers_that_disagree_come_with_the_most_probable_that_agree():
+    digit, total = torch.full((10,), 0.01), torch.full((19,), 0.001)
+    digit[3], digit[8], total[13] = 0.5, 0.42, 0.9
+    entry = predict.record("a.png", np.zeros((28, 28), dtype=np.uint8), 5, digit, total)
+    assert (entry["digit"], entry["sum"], entry["consistent_digit"], entry["consistent_sum"]) == (3, 13, 8, 13)
+    assert predict.in_words(entry).endswith("; the two answers disagree, the most probable that agree are 8 and 13")
+
+
 def test_the_saved_input_gives_the_same_answer_again(ask, plain, tmp_path, expected):
     first = json.loads(ask(plain, "--number", 3, "--json", "--save-input", "seen.png")[1])[0]
     assert np.array_equal(np.asarray(Image.open(tmp_path / "seen.png")), expected)

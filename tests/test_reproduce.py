@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import json
-import shutil
 import signal
 import subprocess
 import time
@@ -150,7 +149,6 @@ def test_missing_records_of_studies_are_made_after_the_runs_and_others_kept(run,
     records = {kind: [f"{size}-s{seed}" for seed in range(5)] for kind, size in {"": "base", "-large": "large"}.items()}
     for kind, names in (records | {"-sizes": [f"{size}-s0" for size in OURS]}).items():
         (folder / f"errors{kind}-cpu.json").write_text(json.dumps({"networks": [{"name": name} for name in names]}))
-    shutil.copy(folder / "errors-large-cpu.json", folder / "combine-large-cpu.json")
     networks = [{"checkpoint": f"base-s{seed}.pt"} for seed in range(3)]  # of fewer runs than wanted
     (folder / "robustness-cpu.json").write_text(json.dumps({"networks": networks}))
     monkeypatch.setattr(reproduce, "ROOT", tmp_path)
