@@ -145,7 +145,7 @@ def consistent(folder):
         if (path := folder / f"combine-{kind}.json").exists():
             make_rows = functools.partial(consistent_rows, name=name, ensemble=f"5 {name}" in AIMS)
             rows += recorded(path, make_rows, ["rows"])["rows"]
-    headings = ["network", "each head, joint %", "consistent, joint %", "difference", "", "of 5 views"]
+    headings = ["network", "each head, %", "consistent, %", "difference", "", "of 5 views, %"]
     return table(headings, rows) if rows else NOT_RECORDED
 
 

@@ -1,6 +1,7 @@
 """Which runs serve which table, and where the records come from."""
 
 import ast
+import json
 import subprocess
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 import train
 from conftest import ROOT
 from studies import reproduce
-from studies.plan import DISTILL, RECORDS, REPLAY, SHARED, groups, plan, studies
+from studies.plan import DISTILL, RECORDS, REPLAY, SHARED, groups, needed, plan, read_accuracies, studies
 from studies.tables import aims, index_rows, likeness, tables, tries
 from support.cli import UserError
 
@@ -138,6 +139,27 @@ def test_of_evaluate_only_what_the_loops_run_is_compared():
         imports = [node for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.ImportFrom)]
         taken |= {alias.name for node in imports if node.module == "evaluate" for alias in node.names}
     assert taken == set(reproduce.SCORING)
+
+
+def test_the_studies_scored_the_networks_of_the_logs():
+    """They read checkpoints, which are not committed; a run that is recorded again makes them those of another."""
+    compared = set()
+    for path in (ROOT / RECORDS).glob("*-cpu.json"):
+        record = json.loads(path.read_text())
+        for number, network in enumerate(record.get("networks", ())):
+            if "scores" in network:  # of studies.errors
+                joint = 100 * network["scores"]["joint_accuracy"]
+            elif "rows" in network:  # of studies.robustness
+                (joint,) = (row["joint"] for row in network["rows"] if row["kind"] == "clean")
+            else:  # of studies.combine
+                joint = record["rows"][0]["joint_accuracy"][number]
+            name = network.get("name", network.get("checkpoint")).removesuffix(".pt")
+            if name != "ensemble":
+                compared.add((path.name, name))
+                logged = read_accuracies(ROOT / RECORDS / f"{name}.csv")["joint_accuracy"]
+                assert joint == pytest.approx(logged, abs=1e-9), (path.name, name)
+    wanted = {(file, name) for file, (_, command) in studies().items() for name in needed(command)}
+    assert compared == wanted
 
 
 def test_the_index_has_each_commit_of_a_record_with_its_date():
