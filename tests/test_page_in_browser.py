@@ -241,14 +241,25 @@ def test_nothing_moves_while_one_draws(visited, width):
         "change([])",
         "change(SAMPLES[7])",
         # answers that disagree, the widest there are
+        "addend = 9; "
         "predict = () => ({digit: Array(10).fill(.1), sum: Array.from({length: 19}, (_, i) => i === 18)}); update()",
     ):
         visited.js(action)
         places[visited.shown()["note"]] = visited.js(
             "return JSON.stringify([pad, seen.canvas].map(e => e.getBoundingClientRect()))"
         )
-    assert len(places) == 3 and "The answers disagree: both are learnt." in places
+    assert len(places) == 3 and "Answers disagree; best that agree: 9 + 9 = 18" in places
     assert len(set(places.values())) == 1
+
+
+@pytest.mark.parametrize(("sum_of_digits", "agreeing"), [({8: 0.9}, "8 + 5 = 13"), ({8: 0.02, 3: 0.019}, "3 + 5 = 8")])
+def test_of_answers_that_disagree_the_best_that_agree_are_named(visited, sum_of_digits, agreeing):
+    digit, total = [0.01] * 10, [0.001] * 19
+    digit[3], digit[8] = 0.5, 0.42
+    for each, probability in sum_of_digits.items():
+        total[each + 5] = probability
+    answers = json.dumps({"digit": digit, "sum": total})
+    assert visited.js(f"return mostProbableThatAgree({answers}, 5)") == agreeing
 
 
 def test_a_second_finger_and_a_button_pressed_while_drawing_do_no_harm(visited):
