@@ -100,7 +100,7 @@ def consistent_answers(digit_probabilities, sum_probabilities, addends):
     digit_probabilities [..., 10], sum_probabilities [..., 19], addends [...] int64 or of a shape that broadcasts to it.
     Returns (digit_predictions, sum_predictions), both [...] int64.
     """
-    sums = (addends.unsqueeze(-1) + torch.arange(DIGITS)).expand_as(digit_probabilities)
+    sums = (addends.unsqueeze(-1) + torch.arange(DIGITS, device=addends.device)).expand_as(digit_probabilities)
     of_sums = sum_probabilities.gather(-1, sums)
     # --sum-encoding scalar has one possible sum, which decides the digit, unless no digit gives it.
     digits = (digit_probabilities * of_sums.clamp_min(torch.finfo(of_sums.dtype).tiny)).argmax(-1)

@@ -194,7 +194,7 @@ TRIES = {  # base, tiny, large: with AdamW unless a row names another optimiser;
         "Muon, rate 0.04, bfloat16": MUON | dict(learning_rate=0.04, precision="bfloat16"),
         "Muon, rate 0.04, batches of 256": MUON | dict(learning_rate=0.04, batch_size=256),
         "Muon, rate 0.04, batches of 256, bfloat16": MUON | LARGER | dict(learning_rate=0.04),
-        "the same for 14 epochs": MUON | LARGER | dict(learning_rate=0.04, epochs=14),
+        "Muon, 0.04, 256 in bfloat16, 14 epochs": MUON | LARGER | dict(learning_rate=0.04, epochs=14),
     },
     "base-distilled": {
         "labels": {},

@@ -129,17 +129,19 @@ def combine_tables(record):
     return {"combine": f"{textwrap.fill(words, 118)}\n\n{table(headings, lines)}"}
 
 
-def consistent_rows(record, name, ensemble):
-    """{"rows": [a row for the networks of a record by themselves, and one for their ensemble if wanted]}: the joint
-    accuracy with the answers of each head, with consistent ones, their difference, with consistent ones of 5 views."""
+def consistent_rows(record, name):
+    """{"rows": [a row for the networks of a record by themselves, and one for their ensemble]}: joint accuracy and
+    agreement with the answers of each head, joint accuracy with consistent ones, their difference, and with those of
+    5 views."""
     rows = []
-    for size in (1, len(record["networks"])) if ensemble else (1,):
+    for size in (1, len(record["networks"])):
         ways = [row for row in record["rows"] if row["networks"] == size and row["mean"] in ("", "p")]
         ways = {(row["answers"], row["views"]): row for row in ways}
         heads, one, five = (ways[way] for way in (("each head", 1), ("consistent", 1), ("consistent", len(VIEWS))))
-        difference = f"{one['difference']:+.3f} ± {one['half']:.3f}", verdict(one["difference"], one["half"])
+        agreement = f"{statistics.mean(heads['head_agreement']):.3f}"
         joint = [mean_sd(way["joint_accuracy"], 3) for way in (heads, one, five)]
-        rows.append([name if size == 1 else f"{size} {name}", *joint[:2], *difference, joint[2]])
+        difference = f"{one['difference']:+.3f} ± {one['half']:.3f}"
+        rows.append([name if size == 1 else f"{size} {name}", joint[0], agreement, joint[1], difference, joint[2]])
     return {"rows": rows}
 
 

@@ -257,7 +257,7 @@ def reached(body, names):
 
 
 def names_made(node):
-    """The names that a statement of a module defines or assigns; none for an import, since its module is compared."""
+    """The names that a statement of a module defines or assigns; an import defines none here."""
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return {node.name}
     return {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}

@@ -143,9 +143,8 @@ def consistent(folder):
     rows = []
     for kind, name in CONSISTENT.items():
         if (path := folder / f"combine-{kind}.json").exists():
-            make_rows = functools.partial(consistent_rows, name=name, ensemble=f"5 {name}" in AIMS)
-            rows += recorded(path, make_rows, ["rows"])["rows"]
-    headings = ["network", "each head, %", "consistent, %", "difference", "", "of 5 views, %"]
+            rows += recorded(path, functools.partial(consistent_rows, name=name), ["rows"])["rows"]
+    headings = ["network", "each head, %", "agree %", "consistent, %", "difference", "of 5 views, %"]
     return table(headings, rows) if rows else NOT_RECORDED
 
 

@@ -147,18 +147,17 @@ def test_the_table_of_consistent_answers_has_the_networks_alone_and_their_ensemb
         for answers in combine.ANSWERS:
             joint = [90.0 + len(rows), 92.0 + len(rows)][: 3 - size]
             row = {"networks": size, "views": views, "mean": mean, "answers": answers, "joint_accuracy": joint}
-            rows.append(row | {"difference": len(rows) / 10, "half": 0.05})
-    alone, both = combine.consistent_rows({"networks": [{}, {}], "rows": rows}, "`large`", ensemble=True)["rows"]
-    assert alone == ["`large`", *(f"{n}.000 ± 1.414" for n in (91, 92)), "+0.100 ± 0.050", "better", "94.000 ± 1.414"]
-    assert both == ["2 `large`", "96.000", "97.000", "+0.700 ± 0.050", "better", "99.000"]
-    assert combine.consistent_rows({"networks": [{}, {}], "rows": rows}, "`large`", ensemble=False)["rows"] == [alone]
+            rows.append(row | {"head_agreement": [99.0 - len(rows)], "difference": len(rows) / 10, "half": 0.05})
+    alone, both = combine.consistent_rows({"networks": [{}, {}], "rows": rows}, "`large`")["rows"]
+    assert alone == ["`large`", "91.000 ± 1.414", "99.000", "92.000 ± 1.414", "+0.100 ± 0.050", "94.000 ± 1.414"]
+    assert both == ["2 `large`", "96.000", "93.000", "97.000", "+0.700 ± 0.050", "99.000"]
 
 
 def test_the_records_that_are_there_make_the_table_of_consistent_answers(tmp_path):
     assert consistent(tmp_path) == NOT_RECORDED
     shutil.copy(ROOT / "logs" / "records" / "combine-large-cpu.json", tmp_path)
     rows = [line.split("|")[1].strip() for line in consistent(tmp_path).splitlines()[2:]]
-    assert rows == ["`large`", "5 `large`"]  # the ensemble has an aim
+    assert rows == ["`large`", "5 `large`"]
 
 
 BAD = {
