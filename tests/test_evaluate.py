@@ -120,11 +120,8 @@ def test_the_command_prints_and_writes_every_score(run, trained, tmp_path, small
     assert scores["joint_accuracy"] == (1500 - scores["joint_misses"]) / 1500
     assert f"{100 * scores['joint_accuracy']:.3f} %" in out
     assert f"losses          digit {scores['digit_loss']:.4f}, sum {scores['sum_loss']:.4f}" in out
-    model, (images, digits, _) = (
-        evaluate.load_model(trained / "best.pt")[0],
-        data.load_digits("synthetic", small_dir, False),
-    )
-    digit_logits, sum_logits = pair_outputs(model, images)
+    images, digits, _ = data.load_digits("synthetic", small_dir, train=False)
+    digit_logits, sum_logits = pair_outputs(evaluate.load_model(trained / "best.pt")[0], images)
     right = 0  # the most probable of ten digits, each with its sum
     for logits, sums, digit in zip(digit_logits.log_softmax(-1), sum_logits.log_softmax(-1), digits, strict=True):
         right += sum(int((logits[a] + sums[a, a : a + 10]).argmax() == digit) for a in range(10))
