@@ -129,7 +129,7 @@ def summary(compared):
     parts = ", ".join(f"`{design}` {within[design]} of {len(figures)}" for design, figures in compared.items())
     text = (
         f"**{sum(within.values())} of {total} published figures are reproduced**: the mean of the seeds is within "
-        f"three of their standard deviations, or, for a loss, within 1 %. {parts}. A wide spread cannot raise "
-        f"this second count: of all figures, {near} have a mean within 1 % of the published one."
+        f"three of their standard deviations, or, for a loss, within 1 %. {parts}. By a second count, "
+        f"which a wide spread cannot raise, {near} of the {total} have a mean within 1 % of the published figure."
     )
     return "\n".join(textwrap.wrap(text, 118, break_on_hyphens=False))

@@ -2,7 +2,8 @@
 
     python -m studies.replay two-branch-lenet --seed 0
     python -m studies.replay two-branch-lenet+mended       without its faults
-    python -m studies.replay two-branch-lenet --lr 0.1     another try
+    python -m studies.replay two-branch-lenet --lr 0.1 --name higher-rate
+                                                           another try
 
 A loop of its own beside that of train.py, because the write-ups' loops are what is repeated: their images, their
 optimiser, the last epoch, accuracies counted while the network trains or on a test of their own making. It records the

@@ -135,8 +135,8 @@ def time_to_rival(rows):
                 lines.append(f"To {name}, ours takes {reached:.2f} s, {reached / seconds:.2f} of its {seconds:.2f} s.")
                 break
         else:
-            short = with_error([a - b for a, b in zip(rows["ours"][0]["accuracy"], row["accuracy"], strict=True)], "+")
-            lines.append(f"The mean of ours is below {name}; the difference is {short} points.")
+            short = with_error([b - a for a, b in zip(rows["ours"][0]["accuracy"], row["accuracy"], strict=True)])
+            lines.append(f"The mean of ours is {short} points below {name}.")
     return textwrap.fill(" ".join(lines), 118)
 
 
