@@ -73,6 +73,8 @@ class RunFiles:
             stack.enter_context(lock(self.folder))
             self.refuse_to_lose_files(resumed)
             self.remove_leftovers()
+            if resumed is not None:  # it writes last.pt before it calls `keep_best_of_other_run`
+                self.copy_other_run()
             yield
 
     def remove_empty_logs(self):
@@ -96,7 +98,13 @@ class RunFiles:
         try:
             last = load_checkpoint(self.last)
         except CheckpointError:  # none, or damaged
-            if self.holds_epochs() and not read_text(self.text).startswith(f"{resumed['header']}\n"):
+            if self.holds_epochs():
+                other = not read_text(self.text).startswith(f"{resumed['header']}\n")
+            elif self.best.exists():
+                other = load_checkpoint(self.best).get("args") != resumed["args"]
+            else:
+                other = self.csv.exists() and not self.text.exists()
+            if other:
                 message = f"{self.logs} holds another run of the name {self.name}; choose another --out"
                 raise UserError(message) from None
             return
@@ -151,17 +159,20 @@ class RunFiles:
             for path in self.folder.glob(pattern):
                 path.unlink()
 
+    def copy_other_run(self):
+        """Copy best.pt and last.pt of other runs to where their own runs keep them, if they are not there."""
+        for _, own, state in self.copies():
+            if own not in (self.best, self.last) and not own.exists():
+                self.save(state, own)
+
     def keep_best_of_other_run(self):
         """Say where the best.pt of another run, which this run replaces, is kept; copy it there if it is not, and
         last.pt too."""
         if processes.rank() > 0:
             return
+        self.copy_other_run()
         for path, own, state in self.copies():
-            if own in (self.best, self.last):
-                continue
-            if not own.exists():
-                self.save(state, own)
-            if path.name == "best.pt":
+            if path.name == "best.pt" and own != self.best:
                 print(
                     f"best.pt is of the run {state['args']['run_name']} and stays in {own}; this run replaces it after "
                     "an epoch",

@@ -5,7 +5,6 @@ import hashlib
 import random
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -164,12 +163,6 @@ def test_a_run_with_a_huge_loss_is_continued(run, small_flags, stop_after, monke
     assert status == 0 and len(set(map(len, re.findall(r"^ +[12]  .*e\+28 .*$", out, re.MULTILINE)))) == 1
 
 
-def test_a_log_of_other_headings_without_an_epoch_may_be_replaced(run, small_flags, tmp_path):
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "run.txt").write_text("command x\n\nepoch  rate at end  digit loss  sum loss  seconds\n")
-    assert run(train, *small_flags)[0] == 0
-
-
 def test_a_finished_run_resumed_is_the_same_finished_run(run, small_flags, tmp_path):
     """As after a kill between the last epoch and the test; with flags of its own values, which are allowed."""
     assert run(train, *small_flags)[0] == 0
@@ -188,45 +181,6 @@ def test_a_run_interrupted_before_its_first_epoch_can_be_started_again(run, smal
     stop_after(None)
     assert run(train, *small_flags)[0] == 0
     assert same(load_checkpoint("last.pt")["raw_weights"], load_checkpoint(trained / "last.pt")["raw_weights"])
-
-
-@pytest.mark.parametrize("kind", ["finished run", "no text"])
-def test_a_run_is_not_written_over_not_even_where_its_log_alone_is_left(run, small_flags, trained, tmp_path, kind):
-    log = (trained / "logs" / "run.txt").read_bytes() if kind == "finished run" else b"caf\xe9\n"
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "run.txt").write_bytes(log)
-    status, _, err = run(train, *small_flags)
-    assert status == 2 and err.count("\n") == 1 and "there is a run run in logs" in err
-    assert "choose another --run-name" in err and "--resume" not in err
-    assert contents(tmp_path) == {"logs/run.txt": log}
-
-
-@pytest.mark.parametrize("kept", ["run.csv", "run-best.pt"])
-def test_a_run_is_not_written_over_where_its_log_is_gone(run, small_flags, trained, tmp_path, kept):
-    (tmp_path / "logs").mkdir()
-    shutil.copy(trained / "logs" / kept, tmp_path / "logs")
-    before = contents(tmp_path)
-    status, _, err = run(train, *small_flags)
-    assert status == 2 and "there is a run run in logs" in err and contents(tmp_path) == before
-
-
-def test_a_resume_writes_neither_over_another_run_nor_over_later_epochs(
-    run, small_flags, stop_after, trained, tmp_path
-):
-    stop_after(1)
-    assert run(train, *small_flags, "--epochs", "4")[0] == 130
-    first = shutil.copy("last.pt", tmp_path / "first.pt")
-    stop_after(3)
-    assert run(train, "--resume", "last.pt", *small_flags, "--epochs", "4")[0] == 130
-    before = contents(tmp_path)
-    status, _, err = run(train, "--resume", first, *small_flags, "--epochs", "4")
-    assert status == 2 and "run-last.pt has come to epoch 3" in err and contents(tmp_path) == before
-    other = tmp_path / "other"
-    shutil.copytree(trained, other)
-    (other / "logs" / "run-last.pt").unlink()
-    before = contents(other)
-    status, _, err = run(train, "--resume", first, *small_flags, "--epochs", "4", "--out", other)
-    assert status == 2 and "holds another run of the name run" in err and contents(other) == before
 
 
 # ---------------------------------------------------------------------------------------------------------------------

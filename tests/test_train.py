@@ -3,7 +3,6 @@
 import copy
 import csv
 import re
-import shutil
 
 import pytest
 import torch
@@ -270,45 +269,6 @@ def test_deterministic_asks_torch_for_it(run, small_flags, monkeypatch):
     assert asked == [(True, False), (False, True)] and not torch.are_deterministic_algorithms_enabled()
     assert run(train, *small_flags, "--epochs", 1, "--run-name", "other")[0] == 0 and torch.backends.cudnn.benchmark
     assert len(asked) == 2  # the call would import a thousand modules
-
-
-def test_best_of_another_run_is_kept_and_named(run, small_flags, tmp_path):
-    assert run(train, *small_flags)[0] == 0
-    first = (tmp_path / "best.pt").read_bytes()
-    status, _, err = run(train, *small_flags, "--run-name", "other", "--seed", 1)
-    expected = "best.pt is of the run run and stays in logs/run-best.pt; this run replaces it after an epoch"
-    assert status == 0 and err == f"{expected}\n"
-    (tmp_path / "best.pt").write_bytes(first)  # and where that copy is missing, it is made
-    (tmp_path / "logs" / "run-best.pt").unlink()
-    last = load_checkpoint("logs/other-last.pt")
-    (tmp_path / "logs" / "other-last.pt").unlink()
-    assert run(train, *small_flags, "--run-name", "third", "--seed", 2)[0] == 0
-    assert load_checkpoint("logs/run-best.pt")["args"]["run_name"] == "run"
-    restored = load_checkpoint("logs/other-last.pt")
-    assert restored["header"] == last["header"] and same(restored["raw_weights"], last["raw_weights"])
-
-
-@pytest.mark.parametrize("name", ["best.pt", "last.pt"])
-def test_a_file_that_is_not_kept_elsewhere_is_not_replaced(run, small_flags, trained, tmp_path, name):
-    def refused(*flags, said):
-        before = contents(tmp_path)
-        status, out, err = run(train, *small_flags, *flags)
-        assert status == 2 and not out and err.count("\n") == 1 and said in err and name in err
-        assert contents(tmp_path) == before
-
-    (tmp_path / name).write_bytes(b"PK\x03\x04 weights of another tool")
-    refused(said="move it, or choose another --out")
-    shutil.copy(trained / name, tmp_path)  # of the run "run", whose own files are not here
-    refused(said="is of another run of the name run")
-    other = load_checkpoint(trained / name)
-    (tmp_path / "logs").mkdir()
-    save_checkpoint(other | {"args": other["args"] | {"seed": 7}}, tmp_path / "logs" / f"run-{name}")
-    refused("--run-name", "new", said="is of another run of the name run")
-    state = load_checkpoint(trained / "last.pt")
-    save_checkpoint(state | {"args": state["args"] | {"seed": 7}}, tmp_path / "first.pt")
-    (tmp_path / "logs" / f"run-{name}").unlink()
-    status, _, err = run(train, "--resume", "first.pt", *small_flags[-4:])  # of another seed
-    assert status == 2 and "is of another run of the name run" in err
 
 
 def test_a_run_that_ends_at_chance_says_so_and_names_the_learning_rate(run, small_flags):
