@@ -9,8 +9,8 @@ From the CSV files of runs: losses, accuracies, learning rate and seconds; runs
 that differ in the seed alone are one curve, with a band of one standard
 deviation. From a checkpoint: samples, errors, confusion matrices, the scores
 by digit and addend, reliability, the sum over the addends, the architecture.
-From the CSV file of `train.py --find-lr`: the sweep. From a folder: all of
-these that it holds. The last lines name the files that were written.
+From the CSV file of `train.py --find-lr`: the sweep. From a folder: its CSV
+files and its best.pt. The last lines name the files that were written.
 """
 
 import re
@@ -26,7 +26,7 @@ FORMATS = ("png", "svg")
 def make_parser():
     parser = cli.Parser(__doc__, " FILE|FOLDER ...")
     add = parser.add_argument
-    add("files", nargs="+", metavar="FILE|FOLDER", help="CSV files, checkpoints, or folders of them")
+    add("files", nargs="+", metavar="FILE|FOLDER", help="CSV files, checkpoints, or folders of runs")
     add("--out", default="figures", metavar="FOLDER", help="where the figures go; those of the same name are replaced")
     add("--format", nargs="+", choices=FORMATS, default=list(FORMATS), help="of the files")
     add("--dark", action="store_true", help="light on dark; the names then end in -dark")
@@ -105,7 +105,7 @@ def draw_samples(answered, theme):
 
 
 def draw_errors(answered, theme):
-    """The images misread with the most addends, the worst first: mean confidence in the wrong digit."""
+    """The images misread by the mean of their probabilities over the addends, those with the surest answers first."""
     digit = answered.digit.mean(dim=1)
     confidence, read = digit.max(dim=1)
     wrong = (read != answered.digits).nonzero().flatten()
@@ -179,7 +179,8 @@ def draw_reliability(answered, theme):
 
 
 def draw_addition(answered, theme):
-    """The sum head as the addend runs from 0 to 9: for the first image of a 7, and for the image it doubts most."""
+    """The sum head as the addend runs from 0 to 9: for the first image of a 7, and for the one whose digit
+    is least sure."""
     confidence = answered.digit.mean(dim=1).max(dim=1).values
     sevens = (answered.digits == 7).nonzero().flatten().tolist()
     chosen = [*sevens[:1], int(confidence.argmin())]
@@ -197,7 +198,7 @@ def draw_addition(answered, theme):
         panel.set(xlabel="sum", ylabel="addend")
         panel.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, borderaxespad=0.2)
     figure.suptitle(f"what the sum head of {answered.name} answers as the addend runs from 0 to 9:\n"
-                    "an image that is clear, and the one that it is least sure of")  # fmt: skip
+                    "an image that is clear, and the one whose digit is least sure")  # fmt: skip
     return figure
 
 

@@ -12,7 +12,9 @@ ratio of a single round, or figure where there is no baseline. Within a round
 everything is measured in turn, A B A B, so that a slow phase of a shared
 machine affects all alike. One more round comes first as a warm-up, except in
 `target`, `memory`, `allocator` and `several` and, with --quick, in `start`,
-`commands` and `growth`.
+`commands` and `growth`. --repeats does not apply to all: `rival` has at least
+ten rounds, `start` at most five, `growth` and `several` at most three,
+`memory` two, `profile` one.
 """
 
 import json
@@ -36,7 +38,7 @@ def make_parser():
     add = parser.add_argument
     add("--quick", action="store_true", help="a few images and steps: does it run, not how fast")
     add("--only", nargs="+", choices=SECTION_NAMES, metavar="NAME", help=f"of {', '.join(SECTION_NAMES)}")
-    add("--repeats", type=cli.integer(1), help="rounds of each measurement (default: 5, quick: 1)")
+    add("--repeats", type=cli.integer(1), help="rounds of most measurements (default: 5, quick: 1)")
     add("--device", choices=cli.DEVICES, default="auto", help="auto: CUDA, else MPS, else the CPU")
     add("--dataset", choices=DATASETS, default="auto", help="as train.py takes it")
     add("--data-dir", default="data", metavar="FOLDER", help="as train.py takes it")

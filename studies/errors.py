@@ -240,7 +240,10 @@ def main(argv=None):
     record = environment(device) | {"data set": f"{dataset} test: {len(test[1]):,d} images, {BINS} bins"}
     record |= {"judged_wrong": list(judged), "networks": networks}
 
-    print("\n\n".join(errors_tables(record).values()))
+    parts = errors_tables(record)
+    if not args.ensemble:
+        del parts["errors-ensemble"]
+    print("\n\n".join(parts.values()))
     if args.json:
         write_atomically(args.json, json.dumps(record, indent=1) + "\n")
     if args.figure:

@@ -3,8 +3,9 @@
     python -m studies.figures
 
 Each rebuilt design beside its published log goes to studies/DESIGN.svg, the
-misread images to studies/errors.svg, those of plot.py go to docs/figures/, and
-those that a page shows are drawn for dark pages too.
+misread images to studies/errors.svg, the curves of robustness to
+studies/robustness.svg, those of plot.py to docs/figures/; those that a page
+shows are drawn for dark pages too.
 
 The published log is a line with dots, where there is one; the seeds of ours are thin lines in a band from the lowest to
 the highest.

@@ -6,7 +6,7 @@
 Seed s trains on the training images of MNIST without the s-th of twelve parts and is scored on that part; the test set
 is not read. A seed trains everything in turn, so that a slow phase of a shared machine affects all alike, and the
 differences to the recipe are paired by seed. The seconds are those of the epoch, its random draws included. The rival
-is that of studies/rivals.py with our memory layout and precision.
+is that of studies/rivals.py in our memory layout and in bfloat16.
 """
 
 import functools
@@ -109,7 +109,8 @@ def harder(run, images, share):
         for batch in epoch(number):
             image, addend, digit, _ = batch
             network.eval()
-            with torch.no_grad(), torch.autocast(image.device.type, torch.bfloat16):
+            bfloat16 = run.args.precision == "bfloat16"
+            with torch.no_grad(), torch.autocast(image.device.type, torch.bfloat16, enabled=bfloat16):
                 logits = network(image, addend[:, 0])[0]
             network.train()
             losses = F.cross_entropy(logits.float(), digit, reduction="none")

@@ -14,6 +14,7 @@ address it shows a sample of a 7 and the number 5. The script ends with
 import base64
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -134,10 +135,9 @@ def main(argv=None):
     before = read_text(out) if out.exists() else None
     if args.check:
         if before != page:
-            print(
-                f"page.py: {args.out} differs from the network and studies/page.html; run {parser.prog}",
-                file=sys.stderr,
-            )
+            command = " ".join([parser.prog, *map(shlex.quote, cli.flags_of(parser, args, ["ckpt", "out"]))])
+            message = f"{args.out} differs from the network and studies/page.html; run {command}"
+            print(f"page.py: {message}", file=sys.stderr)
         return int(before != page)
     if before is not None and MARK not in before[:200]:
         raise cli.UserError(f"{args.out} is not a page of this script; choose another --out")

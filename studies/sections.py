@@ -281,8 +281,8 @@ def growth(setting):
 def rival(setting):
     """Our fast recipe against the fastest public one, from the first step to the last, on all training images.
 
-    The public recipe as published, with the memory layout and the precision that ours has, and without the copies of
-    flattening in that layout; against the last two also ours on whole images, not cropped. The public one answers with
+    The public recipe as published, in our memory layout, in bfloat16 too, and without the copies of flattening in that
+    layout; against the last two also ours on whole images, not cropped. The public one answers with
     the digit only: the row "joint vs its test digit" compares accuracies of different tasks, both in %.
     """
     device = setting.device

@@ -85,9 +85,8 @@ def memory(setting):
 def allocator(setting):
     """Training with `measure.keep_memory` against glibc's default settings: seconds, and minor page faults.
 
-    Of the public recipe, in our layout and precision, and of the fast one; each round in processes of
-    its own. The rows of the defaults alone show how much those processes differ. No rows where the C library is not
-    glibc.
+    Of the public recipe, in our layout and in bfloat16, and of the fast one; each round in processes of its own. The
+    rows of the defaults alone show how much those processes differ. No rows where the C library is not glibc.
     """
     if setting.device.type != "cpu" or not keep_memory():
         return

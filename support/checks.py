@@ -16,7 +16,7 @@ def refuse_single_images(model, batches):
     if smallest < 2 and any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in model.modules()):
         raise UserError(
             f"--batch-size {batches.batch_size} gives batch norm a batch of one image"
-            f"{'' if batches.batch_size == 1 else f', the last of {len(batches.images)}'}; it needs two or more per "
+            f"{'' if tail == batches.batch_size else f', the last of {len(batches.images)}'}; it needs two or more per "
             "process: change --batch-size"
         )
 

@@ -1,7 +1,7 @@
 """How figures look and are written: colours that colour-blind readers tell apart, the same bytes for the same input.
 
-The colours are those of M. Okabe and K. Ito, "Color Universal Design", 2008; lines differ in marker and stroke too. A
-figure is 9 inches wide at 100 dots per inch, so that it is not scaled in a README.
+Most colours are those of M. Okabe and K. Ito, "Color Universal Design", 2008; lines differ in marker and stroke too. A
+figure is 9 inches wide at 100 dots per inch, which fits a README unscaled.
 """
 
 import io

@@ -17,7 +17,7 @@ def write_atomically(path, content):
     """Write `content` (bytes or str) so that `path` holds, at every instant, all of the old or all of the new.
 
     Temporary file in the same folder, flush, fsync, rename, fsync of the folder. Whatever stops it, even Ctrl-C,
-    the temporary file is removed; only SIGKILL or a power cut can leave one. Raises OSError with the file's name.
+    the temporary file is removed; only a kill or a power cut can leave one. Raises OSError with the file's name.
     """
     path = Path(path)
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"

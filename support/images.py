@@ -1,4 +1,5 @@
-"""Pictures of digits brought to MNIST's form: any file that Pillow reads in, uint8 [28, 28] out, light ink on black.
+"""Pictures of digits brought to MNIST's form: a PNG, JPEG or other file of FORMATS in, uint8 [28, 28] out, light ink
+on black.
 
     for digit in read_digits("seven.png"):
         ...  # [28, 28] uint8, as MNIST's images
@@ -101,7 +102,7 @@ def read_grey(path):
     except Image.DecompressionBombError:
         raise ImageError(f"{name} has too many pixels; make it smaller") from None
     except Exception:  # Pillow raises many kinds on damaged files
-        raise ImageError(f"{name} is damaged or not a picture that Pillow reads; save it as PNG or JPEG") from None
+        raise ImageError(f"{name} is damaged or of a format that is not read here; save it as PNG or JPEG") from None
 
 
 def shrink(image):

@@ -148,6 +148,9 @@ def test_the_time_to_the_rivals_accuracy_lies_between_two_shares_of_the_images()
     rows[3] = row("rival", PUBLISHED_RIVAL, 7.0, 99.5)
     target = ladder_tables(WHERE | {"rows": rows})["ladder-target"]
     assert "The mean of ours is 0.50 ± 0.00 points below" in target
+    rows[3] = row("rival", PUBLISHED_RIVAL, 7.0, 96.5)
+    target = ladder_tables(WHERE | {"rows": rows})["ladder-target"]
+    assert target.startswith("With half of the images the mean of ours is above") and "below" not in target
 
 
 def test_the_harder_part_of_a_batch_has_its_highest_losses(parts):

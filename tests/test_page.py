@@ -73,7 +73,7 @@ def test_a_page_of_another_network_is_written_and_checked(run, trained):
     assert status == 0 and re.fullmatch(r"mine.html: [\d,]+ bytes, tiny\n", out)
     assert run(page, *flags, "--check")[0] == 0
     status, _, err = run(page, "--ckpt", TINY, "--out", "mine.html", "--check")
-    assert status == 1 and "mine.html differs" in err
+    assert status == 1 and "mine.html differs" in err and err.endswith(" --out mine.html\n")
     assert run(page, "--ckpt", TINY, "--out", "mine.html")[0] == 0  # a page of this script is replaced
 
 

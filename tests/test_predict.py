@@ -176,8 +176,8 @@ def one_line(answer):
         ("", "which image?"),
         ("none.png", "cannot read none.png"),
         ("empty.png", "empty.png is empty"),
-        ("text.png", "is damaged or not a picture that Pillow reads"),
-        ("script.eps", "is damaged or not a picture"),  # Pillow would hand it to another program
+        ("text.png", "is damaged or of a format that is not read here"),
+        ("script.eps", "is damaged or of a format that is not read here"),  # Pillow would hand it to another program
         ("blank.png", "blank.png shows no ink"),
         ("noise.png", "noise.png shows no ink"),
         ("bomb.png", "bomb.png has 9000 x 9000 pixels"),
