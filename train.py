@@ -52,7 +52,7 @@ def make_parser():
     add("--augment-corruptions", type=real(0, 1), default=0.0, metavar="SHARE", help="of the images to corrupt as well")
 
     add = parser.add_argument_group("network").add_argument
-    add("--model", default="base", metavar="NAME", help=f"{', '.join(flags.SIZES)}, or another of model.find_model")
+    add("--model", default="base", metavar="NAME", help=f"{', '.join(flags.SIZES)} or another; brings its own defaults")
     add("--addend-encoding", choices=flags.ADDEND_ENCODINGS, default="onehot", help="form of the input number")
     add("--sum-encoding", choices=flags.SUM_ENCODINGS, default="onehot", help="form of the sum; shift: no head")
 

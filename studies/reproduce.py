@@ -214,14 +214,16 @@ def by_older_code(records):
 
 
 def same_code(commit, files):
-    """Whether the files are those of `commit` but for docstrings and comments; one marked dirty counts as another."""
+    """Whether the files are those of `commit` but for docstrings, comments and help texts; one marked dirty counts as
+    another."""
     known = re.fullmatch("[0-9a-f]{7,40}", commit)  # from a log, and git would take "--output=..." for an option
     return known is not None and all(code_of(file, commit) == code_of(file) for file in files)
 
 
 @functools.cache
 def code_of(file, commit=None):
-    """What Python parses in a file of a commit, or of today, without docstrings; None where there is no such file.
+    """What Python parses in a file of a commit, or of today, without docstrings and help texts; None where there is no
+    such file.
 
     Of evaluate.py, a script too, only what SCORING needs.
     """
@@ -239,6 +241,8 @@ def code_of(file, commit=None):
     for node in ast.walk(tree):
         if isinstance(node, WITH_DOCSTRING) and ast.get_docstring(node) is not None:
             del node.body[0]
+        if isinstance(node, ast.Call):
+            node.keywords = [keyword for keyword in node.keywords if keyword.arg != "help"]
     if file == "evaluate.py":
         tree.body = reached(tree.body, SCORING)
     return ast.dump(tree)
