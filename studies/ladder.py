@@ -43,7 +43,7 @@ from data import load_digits, prepare
 from evaluate import answers, pair_outputs, score
 from studies import rivals
 from studies.changes import changed
-from studies.combine import moved
+from studies.combine import VIEWS, moved
 from studies.measure import Run, held_out, keep_memory, seconds_of
 from studies.speed_tables import PUBLISHED_RIVAL, ladder_tables
 from support.device import choose_device, set_deterministic
@@ -52,7 +52,6 @@ from support.runlog import environment
 
 QUICK_IMAGES = 1536
 RECIPE = "the recipe"
-SHIFTS = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))  # in pixels, of "scored on five shifts"
 
 
 def whiten(run, images):
@@ -176,7 +175,7 @@ def ours(change, training, held, seed, device):
     """Train the fast recipe with a change; {"seconds", "scoring", "accuracy", "digit"}, accuracies in %."""
     change = dict(change)
     start, share = change.pop("start", None), change.pop("share", 1)
-    shifts = SHIFTS if change.pop("shifts", False) else SHIFTS[:1]
+    shifts = VIEWS if change.pop("shifts", False) else VIEWS[:1]
     training = [table[: round(share * len(table))] for table in training]  # they are in random order
     with changed("fast", change) as (arguments, _):
         run = Run("fast", training, device, seed=seed, **arguments)
@@ -186,7 +185,7 @@ def ours(change, training, held, seed, device):
     outputs = []
 
     def predict():
-        for down, right in shifts:
+        for right, down in shifts:
             outputs.append(pair_outputs(run.scored, moved(held[0], right, down), device=device))
 
     scoring = seconds_of(predict, device)

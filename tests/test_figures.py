@@ -24,5 +24,8 @@ def test_the_images_are_those_of_the_data_folder_that_is_given(run, tmp_path, mo
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(figures, "RECORDS", tmp_path)
     monkeypatch.setattr(figures.plot, "write_figures", lambda args, **_: asked.append(args.data_dir))
+    monkeypatch.setattr(figures, "draw_errors", lambda data_dir, *_: asked.append(data_dir))
+    monkeypatch.setattr(figures.support.figures, "save_themes", lambda draw, path: draw("light"))
+    (tmp_path / "errors-large-cpu.json").write_text("{}")
     asked = []
-    assert run(figures, "--out", str(tmp_path), "--data-dir", "elsewhere")[0] == 0 and asked == ["elsewhere"] * 2
+    assert run(figures, "--out", str(tmp_path), "--data-dir", "elsewhere")[0] == 0 and asked == ["elsewhere"] * 3

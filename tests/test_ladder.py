@@ -81,7 +81,7 @@ def test_five_shifts_are_scored_as_an_ensemble_of_one_network(parts):
         ladder.ours(ladder.CHANGES["scored on five shifts"], *parts, 0, torch.device("cpu"))
     models, outputs = called.call_args.args
     assert len(set(models)) == 1 and len(outputs) == 5
-    for (down, right), (digit_logits, _) in zip(ladder.SHIFTS, outputs, strict=True):
+    for (right, down), (digit_logits, _) in zip(ladder.VIEWS, outputs, strict=True):
         moved = torch.nn.functional.pad(parts[1][0], (1 + right, 1 - right, 1 + down, 1 - down))[:, :, 1:-1, 1:-1]
         torch.testing.assert_close(digit_logits, ladder.pair_outputs(models[0], moved)[0])
 
