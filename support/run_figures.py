@@ -1,18 +1,24 @@
 """The figures of runs: their curves, from the CSV files and the logs, and the sweep of `train.py --find-lr`."""
 
+import re
+
 import torch
 
 from support import curves, figures
 from support.cli import UserError
 from support.device import count
+from support.flags import SIZES
 from support.sweep import suggestions
 
 
 def draw_runs(groups, theme):
     """Losses, accuracies, learning rate and seconds of {name: list of runs}."""
     figure, axes = figures.new_figure(10.5, 4, 2)
-    scalar = any("sum_encoding=scalar" in run.log for runs in groups.values() for run in runs)
-    sum_unit = "loss of the sum's encoding" if scalar else "cross-entropy, nats"
+    logs = [run.log for runs in groups.values() for run in runs]
+    models = {name for log in logs for name in re.findall(r"\bmodel=([^\s+]+)", log)}
+    # a number as the sum, or a network that is not one of ours, has a loss of its own
+    other = any("sum_encoding=scalar" in log for log in logs) or models - set(SIZES)
+    sum_unit = "the network's own loss" if other else "cross-entropy, nats"
     right = "pairs right, % (log error)"
     # The first epoch's errors are many times the last's: on a linear scale they flatten what follows.
     panels = [

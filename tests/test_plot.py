@@ -125,6 +125,21 @@ def labels(panel):
     return {label.get_text(): place for place, label in zip(panel.get_yticks(), panel.get_yticklabels(), strict=True)}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("model=base+no-nine sum_encoding=onehot", "cross-entropy, nats (log)"),
+        ("model=base sum_encoding=scalar", "the network's own loss (log)"),
+        ("model=argmax-regression sum_encoding=onehot", "the network's own loss (log)"),
+    ],
+)
+def test_the_sum_loss_is_called_cross_entropy_where_it_is_one(arguments, said):
+    run = curves.Run([{"epoch": 1.0, "digit_loss": 2.0, "sum_loss": 3.0, "seconds": 1.0}], {}, arguments)
+    with figures.style("light"):
+        axes = run_figures.draw_runs({"net": [run]}, "light").axes
+    assert [panel.get_ylabel() for panel in axes[:2]] == ["cross-entropy, nats (log)", said]
+
+
 def test_an_accuracy_lies_at_its_error_and_is_labelled_as_accuracy():
     with figures.style("light"):
         rows = [{"digit_accuracy": share, "seconds": 1.0} for share in (0.6, 0.98, 0.995)]
