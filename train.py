@@ -207,7 +207,7 @@ def train(args, state, device, files, command):
         state = fixed | {"header": header, "continued": [], "epoch": 0, "history": [], "best": None}
     else:
         state = fixed | {name: state[name] for name in PROGRESS}
-        files.save_last(state)  # a kill may have come between its two files
+        files.take_over(state)
         complete = f"the run is complete ({count(args.epochs, 'epoch')}) and is only scored again"
         continuing = f"continuing after epoch {state['epoch']} of {args.epochs}"
         print(f"{complete if state['epoch'] == args.epochs else continuing}, writing to {files.logs}\n")
@@ -286,10 +286,8 @@ def main(argv=None):
         with cli.sigterm_as_interrupt(), processes.process_group(device) as device, claim:
             train(args, state, device, files, ["train.py", *argv])
     except KeyboardInterrupt as interrupt:
-        words = ["--resume", str(files.last), *cli.flags_of(make_parser(), args, MACHINE)]
-        advice = f"continue with: {processes.launcher()} train.py {shlex.join(words)}"
         if processes.rank() == 0:
-            advice = advice if is_run and files.last.exists() else "no epoch was done yet; start it again"
+            advice = files.advice(args.resume, cli.flags_of(make_parser(), args, MACHINE), is_run)
             print(f"train.py: interrupted; {advice}", file=sys.stderr)
         return 143 if isinstance(interrupt, cli.Terminated) else 130
     finally:

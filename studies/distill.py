@@ -6,7 +6,7 @@ After "--" come the flags of train.py; label smoothing is 0 here unless it is am
 each step one sees the augmented images. Its probabilities of the digits are the digit's target; shifted by the
 addend, they are the sum's (G. Hinton et al., arXiv 1503.02531). Cross-entropy is linear in its target, so over the
 turns the gradient is on average that of the mean of all teachers. The run writes the files of train.py but last.pt,
-since train.py would continue it without its teachers: interrupted, it starts again.
+since train.py would continue it without its teachers: interrupted, it starts again, under another --run-name.
 """
 
 import sys

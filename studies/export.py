@@ -230,6 +230,8 @@ def main(argv=None):
             needed(*names)  # before anything is written
 
     model, state = load_model(args.ckpt)
+    if args.verify:
+        images, _, _ = load_digits(state["dataset"], args.data_dir, train=False)  # before anything is written
     if args.show_loader:
         print(loader(model, state["args"]["model"]), end="")
     if args.state_dict:
@@ -238,7 +240,6 @@ def main(argv=None):
         content = to_onnx(model)
         write_new(args.onnx, content)
     if args.verify:
-        images, _, _ = load_digits(state["dataset"], args.data_dir, train=False)
         differing, largest = differences(content, model, images)
         print(
             f"{len(images) * ADDENDS:,d} pairs: {differing} answers differ from PyTorch's, "

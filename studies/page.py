@@ -25,7 +25,7 @@ def make_parser():
     parser = cli.Parser(__doc__)
     add = parser.add_argument
     add("--ckpt", default="logs/tiny.pt", metavar="FILE", help="checkpoint of train.py")
-    add("--out", default="docs/index.html", metavar="FILE", help="the page")
+    add("--out", type=cli.output_file, default="docs/index.html", metavar="FILE", help="the page")
     add("--check", action="store_true", help="compare the page with what would be written, write nothing")
     return parser
 
@@ -131,7 +131,8 @@ def main(argv=None):
     parser = make_parser()
     args = parser.parse_args(argv)
 
-    (page, name), out = make_page(args.ckpt), Path(args.out)
+    cli.refuse_overwriting([args.ckpt, TEMPLATE], out=args.out)
+    (page, name), out = make_page(args.ckpt), args.out
     before = read_text(out) if out.exists() else None
     if args.check:
         if before != page:

@@ -58,10 +58,12 @@ def make_parser():
 if __name__ == "__main__":
     cli.begin_script(make_parser)  # answers --help and a mistyped flag before PyTorch is imported, which takes seconds
 
+import train
 from studies import figures
 from studies.plan import CHECKPOINTS, RECORDS, REPLAY, SHARED, finished, needed, plan, studies
 from studies.search import is_complete
 from studies.tables import PAGES, rewrite, tables
+from support.checkpoint import CheckpointError, load_checkpoint
 from support.figures import require_matplotlib
 from support.files import lock, read_text, write_atomically
 
@@ -132,7 +134,7 @@ def start_run(name, command, folder, jobs, extra, environment):
         before, most = json.loads(read_text(begun))
     except (OSError, RecursionError, TypeError, ValueError):  # none, or damaged
         before, most = None, jobs
-    if last.exists() and before == command and isinstance(most, int):
+    if before == command and isinstance(most, int) and can_continue(last, name, command):
         words = ["train.py", "--resume", str(last), "--out", str(work)]
         jobs = max(jobs, most)
     else:
@@ -150,13 +152,24 @@ def start_run(name, command, folder, jobs, extra, environment):
         )
 
 
+def can_continue(last, name, command):
+    """Whether the checkpoint `last` is there, and of the run with the arguments that the command means today."""
+    try:
+        stored = load_checkpoint(last)["args"]
+    except (CheckpointError, LookupError):
+        return False
+    args, _ = train.parse_arguments([*shlex.split(command)[1:], "--run-name", name])
+    return stored == {argument: value for argument, value in vars(args).items() if argument not in train.NOT_STORED}
+
+
 def keep(name, process, folder):
     """Move the log of a run that ended well to `folder`, with a note where runs shared the machine, and the best
     checkpoint to its folder CHECKPOINTS, for the studies of trained networks; delete the rest."""
     work = folder / ".work" / name
     if process.returncode:
         said = read_text(work / "output.txt").strip().splitlines() or [f"exit status {process.returncode}"]
-        raise cli.UserError(f"the run {name} failed: {said[-1]}")
+        cause = said[-1] if process.returncode > 0 else f"killed by signal {-process.returncode}"
+        raise cli.UserError(f"the run {name} failed: {cause}")
     _, jobs = json.loads(read_text(work / BEGUN))
     for ending in ("csv", "txt"):
         text = read_text(work / "logs" / f"{name}.{ending}")
@@ -214,18 +227,17 @@ def by_older_code(records):
 
 
 def same_code(commit, files):
-    """Whether the files are those of `commit` but for docstrings, comments and help texts; one marked dirty counts as
-    another."""
+    """Whether the files compute what those of `commit` do; one marked dirty counts as another."""
     known = re.fullmatch("[0-9a-f]{7,40}", commit)  # from a log, and git would take "--output=..." for an option
     return known is not None and all(code_of(file, commit) == code_of(file) for file in files)
 
 
 @functools.cache
 def code_of(file, commit=None):
-    """What Python parses in a file of a commit, or of today, without docstrings and help texts; None where there is no
-    such file.
+    """What Python parses in a file of a commit, or of today; None where there is no such file.
 
-    Of evaluate.py, a script too, only what SCORING needs.
+    Without what changes no result: docstrings, help texts, the calls of `files` that write, and what follows an
+    interruption. Of evaluate.py, a script too, only what SCORING needs.
     """
     if commit is None:
         source = read_text(ROOT / file) if (ROOT / file).exists() else None
@@ -243,9 +255,20 @@ def code_of(file, commit=None):
             del node.body[0]
         if isinstance(node, ast.Call):
             node.keywords = [keyword for keyword in node.keywords if keyword.arg != "help"]
+        for name in ("body", "orelse"):
+            if isinstance(part := getattr(node, name, None), list):
+                setattr(node, name, [statement for statement in part if not writes(statement)])
+        if isinstance(node, ast.ExceptHandler) and getattr(node.type, "id", "") == "KeyboardInterrupt":
+            node.body = []
     if file == "evaluate.py":
         tree.body = reached(tree.body, SCORING)
     return ast.dump(tree)
+
+
+def writes(statement):
+    """Whether a statement only calls a method of `files`."""
+    function = getattr(getattr(statement, "value", None), "func", None)
+    return isinstance(statement, ast.Expr) and getattr(getattr(function, "value", None), "id", None) == "files"
 
 
 def reached(body, names):

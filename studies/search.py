@@ -200,7 +200,7 @@ def main(argv=None):
     record = {"search": args.search, "rows": []} | where | setting
     if args.json and args.json.exists():
         record |= read_record(args.json, args.search, setting)
-    names, done = list(rows), {(row["what"], row["seed"]): row for row in record["rows"] if row["what"] in rows}
+    done = {(row["what"], row["seed"]): row for row in record["rows"]}
 
     @functools.lru_cache(1)  # for the rows of a seed
     def teacher(size, seed, **changes):
@@ -219,8 +219,9 @@ def main(argv=None):
         made = {name: where[name] for name in ("commit", "date")}
         if args.json and args.json.exists():  # another process may have added rows
             others = read_record(args.json, args.search, setting)["rows"]
-            done |= {(row["what"], row["seed"]): row for row in others if row["what"] in rows}
+            done |= {(row["what"], row["seed"]): row for row in others}
         done[what, seed] = dict(what=what, seed=seed, change=describe(change)) | made | figures
+        names = [*rows, *sorted({what for what, _ in done} - rows.keys())]  # rows of another version stay, at the end
         record["rows"] = sorted(done.values(), key=lambda row: (names.index(row["what"]), row["seed"]))
         if args.json:
             write_atomically(args.json, json.dumps(record, indent=1) + "\n")

@@ -29,8 +29,8 @@ def stop_if_not_finite(losses, model, epoch, args):
     step, steps = epoch * len(losses) + (bad[0] if bad else len(losses) - 1), args.epochs * len(losses)
     raise UserError(
         f"the loss is not finite from step {step + 1} of {steps} (epoch {epoch + 1}) on, at the learning "
-        f"rate {learning_rate_at(step, steps, args.learning_rate, args.schedule):.3g}; the last good checkpoint stays; "
-        "try a smaller --learning-rate"
+        f"rate {learning_rate_at(step, steps, args.learning_rate, args.schedule):.3g}; "
+        f"{'the last good checkpoint stays; ' if epoch else ''}try a smaller --learning-rate"
     )
 
 

@@ -195,6 +195,9 @@ def output_file(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not the name of a file")
     if not os.access(path.parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"{text}: {path.parent} cannot be written to")
+    with contextlib.suppress(OSError), open(path, "rb") as file:  # where it is there, and may be read
+        if file.read(4) == b"PK\x03\x04":
+            raise argparse.ArgumentTypeError(f"{text} is a checkpoint or an archive; choose another name")
     return path
 
 

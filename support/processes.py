@@ -19,12 +19,12 @@ TIMEOUT = datetime.timedelta(hours=1)  # process 0 may have to download the data
 
 def rank():
     """Number of this process, from 0. Process 0 alone prints and writes."""
-    return int(os.environ.get("RANK", 0))
+    return int(os.environ.get("RANK", 0)) if world_size() > 1 else 0
 
 
 def world_size():
     """Number of processes of the job."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ.get("WORLD_SIZE") or 1)
 
 
 def launcher():
@@ -53,7 +53,12 @@ def process_group(device):
     elif os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"] and os.path.exists("/sys/class/net/lo"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # else gloo looks the machine's own name up, often in vain
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        try:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        except ValueError as error:
+            raise ConnectionError(
+                f"WORLD_SIZE is set, but not by torchrun: unset it, or use torchrun ({error})"
+            ) from None
         yield device
     except RuntimeError as error:
         if "gloo" not in str(error).lower() and not isinstance(error, dist.DistError):

@@ -65,16 +65,15 @@ class RunFiles:
                 stack.enter_context(contextlib.redirect_stderr(nowhere))
                 yield
                 return
-            self.logs.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock(self.folder))
+            self.logs.mkdir(exist_ok=True)
             stack.callback(self.remove_empty_logs)
             for needed in (self.folder, self.logs):
                 if not os.access(needed, os.W_OK):
                     raise UserError(f"{needed} cannot be written to; choose another --out")
-            stack.enter_context(lock(self.folder))
             self.refuse_to_lose_files(resumed)
             self.remove_leftovers()
-            if resumed is not None:  # it writes last.pt before it calls `keep_best_of_other_run`
-                self.copy_other_run()
             yield
 
     def remove_empty_logs(self):
@@ -92,7 +91,7 @@ class RunFiles:
         if resumed is None:
             without_log = not self.text.exists() and (self.best.exists() or self.csv.exists())
             if self.last.exists() or self.holds_epochs() or without_log:
-                advice = f" or --resume {self.last}" if self.last.exists() else ""
+                advice = f" or --resume {shlex.quote(str(self.last))}" if self.last.exists() else ""
                 raise UserError(f"there is a run {self.name} in {self.logs}; choose another --run-name{advice}")
             return
         try:
@@ -108,10 +107,14 @@ class RunFiles:
                 message = f"{self.logs} holds another run of the name {self.name}; choose another --out"
                 raise UserError(message) from None
             return
+        self.refuse_to_go_back(self.last, last, resumed)
+
+    def refuse_to_go_back(self, path, last, resumed):
+        """Raise UserError where `last`, the checkpoint at `path`, is of another run than `resumed`, or further."""
         if last.get("header") != resumed["header"]:
-            raise UserError(f"{self.last} is of another run of the name {self.name}; choose another --out")
+            raise UserError(f"{path} is of another run of the name {self.name}; choose another --out")
         if whole(last.get("epoch"), resumed["epoch"] + 2):  # a kill between the two files leaves one of difference
-            raise UserError(f"{self.last} has come to epoch {last['epoch']}; --resume that, or choose another --out")
+            raise UserError(f"{path} has come to epoch {last['epoch']}; --resume that, or choose another --out")
 
     def refuse_to_lose_copies(self, resumed):
         """Raise UserError where best.pt or last.pt, which this run replaces, cannot be kept as that of its own run."""
@@ -119,8 +122,13 @@ class RunFiles:
             ours = own in (self.best, self.last)
             if ours and resumed is not None:
                 kept = resumed
+                if path.name == "last.pt":
+                    self.refuse_to_go_back(path, state, resumed)
             elif own.exists():
-                kept = load_checkpoint(own)
+                try:
+                    kept = load_checkpoint(own)
+                except CheckpointError as error:
+                    raise UserError(f"{error}; remove it, or choose another --out") from None
             elif ours:
                 kept = {}
             else:
@@ -153,31 +161,46 @@ class RunFiles:
         lines = read_text(self.text).splitlines()
         return not (lines and lines[-1].startswith("epoch ") and lines[-1].endswith("seconds"))
 
+    def is_finished(self, state):
+        """Whether the log is of this run, and has its test scores."""
+        if not (self.text.exists() and self.csv.exists()):
+            return False
+        ours = read_text(self.text).startswith(f"{state['header']}\n")
+        return ours and "\ntest," in read_text(self.csv)
+
     def remove_leftovers(self):
         """Remove the temporary files that a killed run of this folder, which is locked, may have left."""
         for pattern in (".best.pt.*.tmp", ".last.pt.*.tmp", "logs/.*.tmp"):
             for path in self.folder.glob(pattern):
                 path.unlink()
 
-    def copy_other_run(self):
-        """Copy best.pt and last.pt of other runs to where their own runs keep them, if they are not there."""
-        for _, own, state in self.copies():
-            if own not in (self.best, self.last) and not own.exists():
-                self.save(state, own)
-
     def keep_best_of_other_run(self):
         """Say where the best.pt of another run, which this run replaces, is kept; copy it there if it is not, and
         last.pt too."""
         if processes.rank() > 0:
             return
-        self.copy_other_run()
         for path, own, state in self.copies():
-            if path.name == "best.pt" and own != self.best:
-                print(
-                    f"best.pt is of the run {state['args']['run_name']} and stays in {own}; this run replaces it after "
-                    "an epoch",
-                    file=sys.stderr,
-                )
+            if own in (self.best, self.last):
+                continue
+            if not own.exists():
+                self.save(state, own)
+            if path.name == "best.pt":
+                name = state["args"]["run_name"]
+                print(f"best.pt is of the run {name} and stays in {own}; this run replaces it", file=sys.stderr)
+
+    def take_over(self, state):
+        """Make best.pt and last.pt those of a continued run; a kill may have come between two of its files."""
+        self.keep_best_of_other_run()
+        self.save_best(state)
+        self.save_last(state)
+
+    def advice(self, resumed, flags, is_run):
+        """What to do after an interruption; `resumed`: the checkpoint that the run came from, or None; the `flags` are
+        those of this machine."""
+        last = self.last if self.last.exists() else resumed
+        if not is_run or last is None:
+            return "no epoch was done yet; start it again"
+        return f"continue with: {processes.launcher()} train.py {shlex.join(['--resume', str(last), *flags])}"
 
     def save_best(self, state):
         """Write what `evaluate.py` needs of the best epoch, without the optimiser."""
@@ -195,8 +218,9 @@ class RunFiles:
             save_checkpoint(state, *paths)
 
     def write_log(self, state, ending=(), test_scores=None):
-        """Write the text and the CSV whole, as they stand after an epoch or at the end."""
-        if processes.rank() > 0:
+        """Write the text and the CSV whole, as they stand after an epoch or at the end. Those of a finished run stay
+        until it is scored again."""
+        if processes.rank() > 0 or (test_scores is None and self.is_finished(state)):
             return
         lines = [log_head(state), *map(table_line, state["history"]), *ending]
         write_atomically(self.text, "\n".join(lines) + "\n")

@@ -7,6 +7,7 @@ each step. `plot.py` draws its CSV.
 import csv
 import io
 import math
+import shlex
 
 import torch
 
@@ -30,7 +31,6 @@ def instead_of_a_run(args, files, batches, train_epoch):
     path = files.logs / f"{args.run_name}-find-lr.csv"
     if path.exists():
         raise UserError(f"{path} is there already; choose another --run-name")
-    path.parent.mkdir(parents=True, exist_ok=True)
     args.epochs, args.schedule = math.ceil(STEPS / len(batches)), "sweep"
     return write_sweep(path, torch.cat([train_epoch(epoch)[:, :2].cpu() for epoch in range(args.epochs)]), args)
 
@@ -77,6 +77,7 @@ def write_sweep(path, losses, args):
     table.writerow(COLUMNS)
     columns = (10**decades, *heads.unbind(1), total, smoothed)
     table.writerows([f"{value:.6g}" for value in row] for row in torch.stack(columns, 1).tolist())
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text.getvalue())
     try:
         steepest, rise = suggestions(smoothed, decades)
@@ -85,5 +86,5 @@ def write_sweep(path, losses, args):
     return [
         f"{len(losses)} steps at learning rates from {SWEEP[0]:g} to {SWEEP[1]:g} (arXiv 1506.01186)",
         f"the loss falls fastest at {steepest:.2g} and rises from {rise:.2g} on",
-        f"written: {path}; draw it: python plot.py {path}",
+        f"written: {path}; draw it: python plot.py {shlex.quote(str(path))}",
     ]

@@ -81,6 +81,9 @@ def test_a_file_that_is_not_its_page_stays(run, tmp_path):
     (tmp_path / "mine.html").write_text("mine")
     status, _, err = run(page, "--ckpt", TINY, "--out", "mine.html")
     assert status == 2 and "choose another --out" in err and (tmp_path / "mine.html").read_text() == "mine"
+    template = page.TEMPLATE.read_bytes()
+    status, _, err = run(page, "--ckpt", TINY, "--out", page.TEMPLATE)
+    assert status == 2 and "would overwrite a file that is read" in err and page.TEMPLATE.read_bytes() == template
 
 
 @pytest.mark.parametrize("accuracy", ["<script>", 7, float("nan"), [1], -1.0])

@@ -100,7 +100,7 @@ def test_records_of_another_loop_are_counted_by_commit(tmp_path, monkeypatch):
     committed("evaluate.py", "def score():\n    return 1\n")
     first, second = committed("train.py", "1"), committed("train.py", 'add(2, help="a")')
     committed("studies/replay.py", "3")
-    last = committed("train.py", '"""Not code."""\nadd(2, help="nor this")  # nor this')
+    last = committed("train.py", '"""Not code."""\nadd(2, help="nor this")  # nor this\nfiles.write()')
     committed("evaluate.py", "def score():\n    return 1\n\n\ndef main():\n    score()\n")  # as the loops see it
     records = tmp_path / "records"
     records.mkdir()

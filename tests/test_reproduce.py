@@ -255,3 +255,9 @@ def test_stopped_half_way_it_leaves_no_half_written_log_and_goes_on(tmp_path, ex
     with pytest.raises(UserError, match=r"the run a failed: .*interrupted"):
         reproduce.run_all(**call)
     assert "continuing after epoch" in (work / "output.txt").read_text()
+    other = call | {"runs": {"a": command.replace("10000", "9999")}}
+    begun = work / reproduce.BEGUN
+    begun.write_text(begun.read_text().replace("10000", "9999"))  # as after a change of the recipe behind the command
+    with pytest.raises(UserError, match=r"the run a failed: .*interrupted; no epoch was done yet"):
+        reproduce.run_all(**other)
+    assert not last.exists()

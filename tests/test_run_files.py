@@ -8,7 +8,9 @@ import torch
 
 import train
 from conftest import contents, same
+from support import cli
 from support.checkpoint import load_checkpoint, save_checkpoint
+from support.runlog import RunFiles
 
 
 @pytest.mark.parametrize("kind", ["finished run", "no text"])
@@ -81,7 +83,7 @@ def test_best_of_another_run_is_kept_and_named(run, small_flags, tmp_path):
     assert run(train, *small_flags)[0] == 0
     first = (tmp_path / "best.pt").read_bytes()
     status, _, err = run(train, *small_flags, "--run-name", "other", "--seed", 1)
-    expected = "best.pt is of the run run and stays in logs/run-best.pt; this run replaces it after an epoch"
+    expected = "best.pt is of the run run and stays in logs/run-best.pt; this run replaces it"
     assert status == 0 and err == f"{expected}\n"
     (tmp_path / "best.pt").write_bytes(first)  # and where that copy is missing, it is made
     (tmp_path / "logs" / "run-best.pt").unlink()
@@ -124,3 +126,62 @@ def test_a_file_that_is_not_kept_elsewhere_is_not_replaced(run, small_flags, tra
     (tmp_path / "logs" / f"run-{name}").unlink()
     status, _, err = run(train, "--resume", "first.pt", *small_flags[-4:])  # of another seed
     assert status == 2 and "is of another run of the name run" in err
+
+
+def test_a_resume_makes_both_copies_those_of_its_run(run, small_flags, stop_after, trained, tmp_path):
+    assert run(train, *small_flags, "--run-name", "other", "--seed", 1)[0] == 0
+    shutil.copytree(trained / "logs", tmp_path / "logs", dirs_exist_ok=True)
+    assert run(train, "--resume", "logs/run-last.pt", *small_flags[-4:])[0] == 0
+    assert [load_checkpoint(name)["args"]["run_name"] for name in ("best.pt", "last.pt")] == ["run", "run"]
+
+
+def test_a_resume_does_not_replace_a_last_checkpoint_of_later_epochs_or_of_another_training(
+    run, small_flags, stop_after, tmp_path
+):
+    stop_after(1)
+    assert run(train, *small_flags, "--epochs", 4)[0] == 130
+    first = shutil.copy("last.pt", tmp_path / "first.pt")
+    stop_after(3)
+    assert run(train, "--resume", "last.pt", *small_flags, "--epochs", 4)[0] == 130
+    shutil.rmtree("logs")
+    before = contents(tmp_path)
+    status, _, err = run(train, "--resume", first, *small_flags, "--epochs", 4)
+    assert status == 2 and "last.pt has come to epoch 3; --resume that" in err and contents(tmp_path) == before
+    state = load_checkpoint("last.pt")
+    save_checkpoint(state | {"header": state["header"].replace("command", "COMMAND")}, tmp_path / "last.pt")
+    before = contents(tmp_path)
+    status, _, err = run(train, "--resume", first, *small_flags, "--epochs", 4)
+    assert status == 2 and "last.pt is of another run of the name run" in err and contents(tmp_path) == before
+
+
+def test_a_finished_run_that_is_scored_again_keeps_its_scores_until_then(
+    run, small_flags, trained, tmp_path, monkeypatch
+):
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "score_pairs", interrupted)
+    assert run(train, "--resume", "last.pt", *small_flags[-4:])[0] == 130
+    for name in ("logs/run.txt", "logs/run.csv"):
+        assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()
+
+
+def test_a_continued_run_that_is_interrupted_at_once_names_the_checkpoint_it_came_from(
+    run, small_flags, trained, tmp_path, monkeypatch
+):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "load_digits", interrupted)
+    status, _, err = run(train, "--resume", trained / "last.pt", *small_flags[-4:])
+    assert status == 130 and f"continue with: python train.py --resume {trained / 'last.pt'}" in err
+
+
+def test_a_refused_start_leaves_the_folder_of_the_run_that_holds_it(tmp_path):
+    with RunFiles(tmp_path, "a").claimed(None):
+        with pytest.raises(cli.UserError, match="another run writes to"), RunFiles(tmp_path, "b").claimed(None):
+            pytest.fail("two runs hold one folder")
+        assert (tmp_path / "logs").is_dir()
+    assert not (tmp_path / "logs").exists()  # nothing was written

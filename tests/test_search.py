@@ -177,15 +177,19 @@ def test_a_search_goes_on_where_it_stopped(run, small_dir, tmp_path):
 
         def beside(*arguments):
             """Another process writes a row to the same record."""
-            rows_of_other = [*record["rows"], record["rows"][0] | {"seed": 5}]
+            rows_of_other = [
+                *record["rows"],
+                record["rows"][0] | {"seed": 5},
+                record["rows"][0] | {"what": "a new row"},
+            ]
             (tmp_path / "s.json").write_text(json.dumps(record | {"rows": rows_of_other}))
             return figures
 
         figures = {name: value for name, value in record["rows"][0].items() if name in search.FIGURES}
         with patch.object(search, "train_one", beside):
             assert run(search, *flags, "--json", "s.json", "--seeds", "3")[0] == 0
-        seeds = [row["seed"] for row in json.loads((tmp_path / "s.json").read_text())["rows"]]
-        assert sorted(seeds) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 5]
+        *kept, last = json.loads((tmp_path / "s.json").read_text())["rows"]
+        assert sorted(row["seed"] for row in kept) == [0, 0, 0, 1, 1, 1, 2, 2, 2, 5] and last["what"] == "a new row"
         damaged = [record | damage for damage in ({"search": "base"}, {"rows": [{"what": 1}]}, {"rows": None})]
         for text in (*map(json.dumps, damaged), "[" * 100_000):
             (tmp_path / "s.json").write_text(text)
