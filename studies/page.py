@@ -45,7 +45,7 @@ from support.synthetic import STROKES
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 MARK = "<!-- made by: python -m studies.page -->"
-LIMIT = 600_000  # bytes of the page
+LIMIT = 700_000  # bytes of the page
 DATASETS = {"mnist": "MNIST", "synthetic": "synthetic digits"}
 
 

@@ -24,7 +24,11 @@ from support.ink import CONTRAST, ImageError, find_ink, separate, spread
 SIDE, BOX = 28, 20  # MNIST's image, and the box in it that the digit is fitted into
 # No EPS, which Pillow hands to Ghostscript, nor anything else that is no plain picture.
 FORMATS = ("PNG", "JPEG", "MPO", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".jp2", ".ppm", ".pgm", ".tga")
+# Those of a folder's images. No HEIC can be read, but it should not be passed over.
+SUFFIXES = (
+    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".avif"),
+    *(".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".heic", ".heif"),
+)
 BYTES_LIMIT, PIXELS_LIMIT = 100_000_000, 50_000_000  # of a file and, decoded, in memory
 WORKING_SIDE = 600  # pixels of the longer side at which ink is looked for
 FINE = 10  # pixels for one of MNIST's at least, where strokes are measured and drawn thicker or thinner

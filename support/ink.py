@@ -38,7 +38,7 @@ def find_ink(grey, name):
     lowest = max(CONTRAST, 9 * grain)  # noise reaches up to 5, and `paper_below` follows it down to -3
     near = spread(ink > lowest, 3)
     if not near.any():
-        raise ImageError(f"{name} shows no ink: nothing in it differs clearly from its background")
+        raise ImageError(f"{name} shows no ink: nothing in it differs clearly in brightness from its background")
     return ink, max(otsu(ink[near]), lowest / 2)
 
 
@@ -75,7 +75,10 @@ def surface(grey):
         factors = np.linalg.lstsq(terms[kept], values[kept], rcond=None)[0]
         wrong = np.abs(values - terms @ factors)
         kept = wrong <= max(2 * np.median(wrong[kept]), 2.0)
-    return sum(f * np.outer(y**i, x**j) for f, (i, j) in zip(factors, powers, strict=True)).astype(np.float32)
+    paper = sum(f * np.outer(y**i, x**j) for f, (i, j) in zip(factors, powers, strict=True)).astype(np.float32)
+    if paper.min() < grey.min() - 16 or paper.max() > grey.max() + 16:  # ink on the rim has bent it
+        paper = np.full_like(grey, np.median(values[rim.ravel()]))
+    return paper
 
 
 def paper_below(ink):
@@ -135,7 +138,7 @@ def separate(ink, threshold, name):
     Raises ImageError where the digits stand in several lines.
     """
     mask = ink > threshold
-    labels = label(spread(mask, max(1, max(ink.shape) // 320)))
+    labels = label(spread(mask, max(1, min(ink.shape) // 320)))
     areas = np.bincount(labels[mask], minlength=2)
     areas[0] = 0
     pieces = [Piece(labels == number) for number in np.argsort(-areas)[:50] if areas[number] >= 0.03 * areas.max()]

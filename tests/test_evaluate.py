@@ -189,8 +189,9 @@ def folder(tmp_path):
 
 def test_a_folder_of_images_is_scored_with_all_ten_addends(run, trained, folder):
     status, out, _ = run(evaluate, trained / "best.pt", "--dataset-folder", folder, "--json", "scores.json")
-    assert status == 0 and "my-digits test set, tiny: 10 images x 10 addends" in out
+    assert status == 0 and "folder my-digits test set, tiny: 10 images x 10 addends" in out
     scores = json.loads((folder.parent / "scores.json").read_text())
+    assert scores["dataset"] == "folder my-digits"
     images, digits, name = data.load_folder(folder)
     assert images.shape == (10, 1, 28, 28) and digits.tolist() == list(range(10)) and name == "my-digits"
     expected = evaluate.score(*evaluate.predict_pairs([evaluate.load_model(trained / "best.pt")[0]], images), digits)

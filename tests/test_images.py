@@ -53,6 +53,26 @@ def test_an_image_in_mnists_form_is_taken_as_it_is(mnist_dir, tmp_path):
     assert np.array_equal(read_digits(save(tmp_path / "dark.png", 255 - mnist[0]))[0], mnist[0])
 
 
+@pytest.mark.parametrize("digit", [0, 6, 8, 9])
+def test_a_picture_that_ends_at_its_ink_shows_the_same_digit(tmp_path, digit):
+    """Ink on the rim is no paper, and a hole is no ink."""
+    picture = on_paper(cover(digit, np.random.default_rng(0), side=600, pen=0.12))
+    rows, columns = (np.flatnonzero((picture < 128).any(axis)) for axis in (1, 0))
+    tight = picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    whole = read_digits(save(tmp_path / "whole.png", picture))[0]
+    assert apart(read_digits(save(tmp_path / "tight.png", tight))[0], whole) < 8
+
+
+def test_a_long_line_is_split_like_a_short_one(tmp_path):
+    """What parts two digits is in proportion to their height, not to the length of the line."""
+    digits = [on_paper(cover(n % 10, np.random.default_rng(n), side=200, height=0.9)) for n in range(12)]
+    inked = [np.flatnonzero((digit < 128).any(0)) for digit in digits]
+    gap = on_paper(np.zeros((200, 16)))
+    line = [part for digit, x in zip(digits, inked, strict=True) for part in (gap, digit[:, x[0] : x[-1] + 1])]
+    picture = np.pad(np.hstack([*line, gap]), 60, constant_values=on_paper(0.0))
+    assert len(read_digits(save(tmp_path / "line.png", picture), split=True)) == 12
+
+
 def test_what_lies_around_the_digit_does_not_matter(tmp_path, expected):
     """Paper, light, shade, noise, place and size: the same strokes give nearly the same image."""
     random, field = np.random.default_rng(0), seven().astype(float)

@@ -188,6 +188,20 @@ def test_an_address_opens_with_a_sample_and_a_number(visited, address, equation)
     assert visited.shown()["equation"] == equation
 
 
+def test_another_address_of_the_open_page_is_followed(visited):
+    visited.js("location.hash = '#7+5'")
+    visited.js("location.hash = '#3+9'")
+    assert visited.shown()["equation"] == "3+9=12"
+
+
+def test_the_marked_number_is_the_one_that_is_added_after_going_back_too(visited):
+    visited.js("document.querySelector('input[value=\"8\"]').click()")
+    visited.browser.get("data:,")
+    visited.browser.back()
+    visited.shown()
+    assert visited.js("return document.querySelector('input:checked').value") == str(visited.js("return addend"))
+
+
 def test_it_works_by_keyboard_alone(visited):
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
