@@ -164,7 +164,7 @@ BAD = {
     "none.pt": "no checkpoint none.pt",
     "all-best.pt --validation": "was trained on all images",
     "a-best.pt copy/a.pt": "two checkpoints have the name a",
-    "a-best.pt --json a-best.pt": "would overwrite a file",
+    "a-best.pt --json a-best.pt": "is a checkpoint",
     "a-best.pt --json none/c.json": "there is no folder none",
 }
 

@@ -214,7 +214,7 @@ BAD = {
     "a-best.pt other.pt": "trained on mnist and synthetic",
     "odd.pt": "its entry args is damaged",
     "a-best.pt --json none/e.json": "there is no folder none",
-    "a-best.pt --json a-best.pt": "would overwrite a file",
+    "a-best.pt --json a-best.pt": "is a checkpoint",
     "a-best.pt --json e.svg --figure e.svg": "--figure e.svg would overwrite what --json writes",
     "a-best.pt --json e-dark.svg --figure e.svg": "--figure e-dark.svg would overwrite what --json writes",
     "a-best.pt --figure none/e.svg": "there is no folder none",

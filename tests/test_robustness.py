@@ -140,7 +140,7 @@ def test_quick_scores_few_images_and_validation_those_held_out(run, trained, sma
         ("--ckpt run.pt none.pt", "no checkpoint none.pt"),
         ("", "no checkpoint best.pt"),
         ("--ckpt run.pt --json none/r.json", "there is no folder none"),
-        ("--ckpt run.pt --json ./run.pt", "would overwrite a file"),
+        ("--ckpt run.pt --json ./run.pt", "is a checkpoint"),
         ("--ckpt run.pt --figure none/r.svg", "there is no folder none"),
         ("--ckpt run.pt --figure r.gif", "must end in .svg or .png"),
         ("--ckpt all.pt --validation", "trained on all images"),
