@@ -11,6 +11,7 @@ address it shows a sample of a 7 and the number 5. The script ends with
     docs/index.html: 79,789 bytes, tiny
 """
 
+import argparse
 import base64
 import json
 import re
@@ -25,7 +26,7 @@ def make_parser():
     parser = cli.Parser(__doc__)
     add = parser.add_argument
     add("--ckpt", default="logs/tiny.pt", metavar="FILE", help="checkpoint of train.py")
-    add("--out", type=cli.output_file, default="docs/index.html", metavar="FILE", help="the page")
+    add("--out", default="docs/index.html", metavar="FILE", help="the page")
     add("--check", action="store_true", help="compare the page with what would be written, write nothing")
     return parser
 
@@ -131,15 +132,18 @@ def main(argv=None):
     parser = make_parser()
     args = parser.parse_args(argv)
 
-    cli.refuse_overwriting([args.ckpt, TEMPLATE], out=args.out)
-    (page, name), out = make_page(args.ckpt), args.out
-    before = read_text(out) if out.exists() else None
+    (page, name), out = make_page(args.ckpt), Path(args.out)
+    before = read_text(out) if out.is_file() else None
     if args.check:
         if before != page:
             command = " ".join([parser.prog, *map(shlex.quote, cli.flags_of(parser, args, ["ckpt", "out"]))])
             message = f"{args.out} differs from the network and studies/page.html; run {command}"
             print(f"page.py: {message}", file=sys.stderr)
         return int(before != page)
+    try:
+        cli.refuse_overwriting([args.ckpt, TEMPLATE], out=cli.output_file(args.out))
+    except argparse.ArgumentTypeError as error:
+        raise cli.UserError(str(error)) from None
     if before is not None and MARK not in before[:200]:
         raise cli.UserError(f"{args.out} is not a page of this script; choose another --out")
     write_atomically(out, page)

@@ -134,7 +134,7 @@ def start_run(name, command, folder, jobs, extra, environment):
         before, most = json.loads(read_text(begun))
     except (OSError, RecursionError, TypeError, ValueError):  # none, or damaged
         before, most = None, jobs
-    if before == command and isinstance(most, int) and can_continue(last, name, command):
+    if before == command and isinstance(most, int) and can_continue(last, name, [*shlex.split(command), *extra]):
         words = ["train.py", "--resume", str(last), "--out", str(work)]
         jobs = max(jobs, most)
     else:
@@ -152,13 +152,13 @@ def start_run(name, command, folder, jobs, extra, environment):
         )
 
 
-def can_continue(last, name, command):
-    """Whether the checkpoint `last` is there, and of the run with the arguments that the command means today."""
+def can_continue(last, name, words):
+    """Whether the checkpoint `last` is there, and of the run with the arguments that these words mean today."""
     try:
         stored = load_checkpoint(last)["args"]
     except (CheckpointError, LookupError):
         return False
-    args, _ = train.parse_arguments([*shlex.split(command)[1:], "--run-name", name])
+    args, _ = train.parse_arguments([*words[1:], "--run-name", name])
     return stored == {argument: value for argument, value in vars(args).items() if argument not in train.NOT_STORED}
 
 
@@ -236,8 +236,8 @@ def same_code(commit, files):
 def code_of(file, commit=None):
     """What Python parses in a file of a commit, or of today; None where there is no such file.
 
-    Without what changes no result: docstrings, help texts, the calls of `files` that write, and what follows an
-    interruption. Of evaluate.py, a script too, only what SCORING needs.
+    Without what changes no result: docstrings, help texts, what a run writes (statements that only call a method
+    of `files`), and what follows an interruption. Of evaluate.py, a script too, only what SCORING needs.
     """
     if commit is None:
         source = read_text(ROOT / file) if (ROOT / file).exists() else None

@@ -187,7 +187,7 @@ def file_name(text):
 
 
 def output_file(text):
-    """An argparse type: the path of a file to write, in a folder that exists."""
+    """An argparse type: the path of a file to write, in a folder that exists; no checkpoint, which would be lost."""
     path = Path(text)
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}")

@@ -24,7 +24,7 @@ from support.ink import CONTRAST, ImageError, find_ink, separate, spread
 SIDE, BOX = 28, 20  # MNIST's image, and the box in it that the digit is fitted into
 # No EPS, which Pillow hands to Ghostscript, nor anything else that is no plain picture.
 FORMATS = ("PNG", "JPEG", "MPO", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
-# Those of a folder's images. No HEIC can be read, but it should not be passed over.
+# Those of a folder's images. HEIC is among them so that it is refused by name and not skipped.
 SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".avif"),
     *(".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".heic", ".heif"),

@@ -76,8 +76,10 @@ def surface(grey):
         wrong = np.abs(values - terms @ factors)
         kept = wrong <= max(2 * np.median(wrong[kept]), 2.0)
     paper = sum(f * np.outer(y**i, x**j) for f, (i, j) in zip(factors, powers, strict=True)).astype(np.float32)
-    if paper.min() < grey.min() - 16 or paper.max() > grey.max() + 16:  # ink on the rim has bent it
-        paper = np.full_like(grey, np.median(values[rim.ravel()]))
+    middle = np.median(values[rim.ravel()])
+    flat = np.median(np.abs(values[rim.ravel()] - middle)) < 8
+    if flat and (paper.min() < grey.min() - 16 or paper.max() > grey.max() + 16):  # ink on the rim has bent it
+        paper = np.full_like(grey, middle)
     return paper
 
 

@@ -24,7 +24,8 @@ def rank():
 
 def world_size():
     """Number of processes of the job."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
+    text = os.environ.get("WORLD_SIZE", "")
+    return max(1, int(text)) if text.isdecimal() else 1
 
 
 def launcher():
@@ -57,7 +58,8 @@ def process_group(device):
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
         except ValueError as error:
             raise ConnectionError(
-                f"WORLD_SIZE is set, but not by torchrun: unset it, or use torchrun ({error})"
+                f"WORLD_SIZE asks for {world_size()} processes, but other variables of torchrun are missing or wrong "
+                f"({error}); unset it, or start with torchrun"
             ) from None
         yield device
     except RuntimeError as error:

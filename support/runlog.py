@@ -100,7 +100,7 @@ class RunFiles:
             if self.holds_epochs():
                 other = not read_text(self.text).startswith(f"{resumed['header']}\n")
             elif self.best.exists():
-                other = load_checkpoint(self.best).get("args") != resumed["args"]
+                other = load_other(self.best).get("args") != resumed["args"]
             else:
                 other = self.csv.exists() and not self.text.exists()
             if other:
@@ -125,10 +125,7 @@ class RunFiles:
                 if path.name == "last.pt":
                     self.refuse_to_go_back(path, state, resumed)
             elif own.exists():
-                try:
-                    kept = load_checkpoint(own)
-                except CheckpointError as error:
-                    raise UserError(f"{error}; remove it, or choose another --out") from None
+                kept = load_other(own)
             elif ours:
                 kept = {}
             else:
@@ -186,7 +183,7 @@ class RunFiles:
                 self.save(state, own)
             if path.name == "best.pt":
                 name = state["args"]["run_name"]
-                print(f"best.pt is of the run {name} and stays in {own}; this run replaces it", file=sys.stderr)
+                print(f"best.pt, of the run {name}, is kept as {own}; this run replaces best.pt", file=sys.stderr)
 
     def take_over(self, state):
         """Make best.pt and last.pt those of a continued run; a kill may have come between two of its files."""
@@ -233,6 +230,14 @@ class RunFiles:
         table.writeheader()
         table.writerows(rows)
         write_atomically(self.csv, text.getvalue())
+
+
+def load_other(path):
+    """The checkpoint at `path`, a file that the user did not name. Raises UserError that says what to do."""
+    try:
+        return load_checkpoint(path)
+    except CheckpointError as error:
+        raise UserError(f"{error}; remove it, or choose another --out") from None
 
 
 def versions():

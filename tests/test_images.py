@@ -53,6 +53,16 @@ def test_an_image_in_mnists_form_is_taken_as_it_is(mnist_dir, tmp_path):
     assert np.array_equal(read_digits(save(tmp_path / "dark.png", 255 - mnist[0]))[0], mnist[0])
 
 
+@pytest.mark.parametrize("digit", range(10))
+def test_a_lamp_beside_the_digit_does_not_matter(tmp_path, digit):
+    """Its light falls off faster than a quadratic surface: the fit leaves the picture's greys in the dark corner."""
+    x, y = np.meshgrid(np.linspace(-0.3, 1.7, 200), np.linspace(-0.3, 1.7, 200))
+    picture = on_paper(cover(digit, np.random.default_rng(digit), side=200))
+    evenly = read_digits(save(tmp_path / "even.png", picture))[0]
+    lit = picture * np.exp(-0.5 * (x**2 + y**2)) + np.random.default_rng(digit).normal(0, 1, picture.shape)
+    assert apart(read_digits(save(tmp_path / "lit.png", lit))[0], evenly) < 8
+
+
 @pytest.mark.parametrize("digit", [0, 6, 8, 9])
 def test_a_picture_that_ends_at_its_ink_shows_the_same_digit(tmp_path, digit):
     """Ink on the rim is no paper, and a hole is no ink."""

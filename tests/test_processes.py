@@ -38,12 +38,13 @@ def rows(folder):
 
 def test_variables_of_torchrun_that_are_left_over_are_ignored_or_refused_in_one_line(run, few_flags, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "")
-    assert run(train, *few_flags, "--epochs", 1)[0] == 0
+    for value in ("", "0", "x"):
+        monkeypatch.setenv("WORLD_SIZE", value)
+        assert run(train, *few_flags, "--epochs", 1, "--run-name", f"run{value}")[0] == 0
     monkeypatch.delenv("RANK")
     monkeypatch.setenv("WORLD_SIZE", "2")
     status, out, err = run(train, *few_flags, "--epochs", 1, "--run-name", "other")
-    assert status == 2 and not out and err.count("\n") == 1 and "WORLD_SIZE is set, but not by torchrun" in err
+    assert status == 2 and not out and err.count("\n") == 1 and "WORLD_SIZE asks for 2 processes, but" in err
 
 
 def test_the_launcher_in_the_log_has_the_machines_and_the_processes_of_each(monkeypatch):

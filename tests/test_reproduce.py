@@ -3,9 +3,11 @@
 import contextlib
 import importlib
 import json
+import shlex
 import signal
 import subprocess
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -223,6 +225,32 @@ def test_a_run_continues_with_the_same_command_only_and_stays_marked_as_shared(
         log = (tmp_path / "a.txt").read_text()
         assert finished(tmp_path, "a", command) and (SHARED.format(2) in log) == ("continued" in log) == (number == 0)
         (tmp_path / "a.txt").unlink()
+
+
+def test_a_run_that_was_killed_is_named_with_the_signal(tmp_path):
+    work = tmp_path / ".work" / "a"
+    work.mkdir(parents=True)
+    (work / "output.txt").write_text("    1 0.020755 0.9414 2.2215\n")
+    with pytest.raises(UserError, match=r"the run a failed: killed by signal 9"):
+        reproduce.keep("a", SimpleNamespace(returncode=-9), tmp_path)
+
+
+def test_a_run_continues_only_with_the_arguments_that_it_began_with(tmp_path, run, small_flags, monkeypatch):
+    """On the device of this call too: the precision depends on it."""
+    words = ["train.py", *(word for word in small_flags if word not in ("--run-name", "run")), "--precision", "auto"]
+    assert run(train, *words[1:], "--run-name", "a")[0] == 0
+    can_continue = partial(reproduce.can_continue, tmp_path / "last.pt", "a")
+    assert can_continue(words) and not can_continue([*words, "--seed", "1"])
+    (tmp_path / "last.pt").write_bytes(b"damaged")
+    assert not can_continue(words)
+    command, extra = shlex.join(words[:-4]), ["--device", "cpu"]
+    monkeypatch.setattr(reproduce, "can_continue", lambda last, name, words: asked.append(words))
+    monkeypatch.setattr(reproduce.subprocess, "Popen", lambda *_, **options: None)
+    asked, work = [], tmp_path / ".work" / "a"
+    work.mkdir(parents=True)
+    (work / reproduce.BEGUN).write_text(json.dumps([command, 1]))
+    reproduce.start_run("a", command, tmp_path, 1, extra, {})
+    assert asked == [[*words[:-4], *extra]]
 
 
 def test_a_run_that_fails_is_named(tmp_path, extra, in_this_process):

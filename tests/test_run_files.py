@@ -13,6 +13,10 @@ from support.checkpoint import load_checkpoint, save_checkpoint
 from support.runlog import RunFiles
 
 
+def interrupted(*arguments, **options):
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("kind", ["finished run", "no text"])
 def test_a_run_is_not_written_over_not_even_where_its_log_alone_is_left(run, small_flags, trained, tmp_path, kind):
     log = (trained / "logs" / "run.txt").read_bytes() if kind == "finished run" else b"caf\xe9\n"
@@ -83,7 +87,7 @@ def test_best_of_another_run_is_kept_and_named(run, small_flags, tmp_path):
     assert run(train, *small_flags)[0] == 0
     first = (tmp_path / "best.pt").read_bytes()
     status, _, err = run(train, *small_flags, "--run-name", "other", "--seed", 1)
-    expected = "best.pt is of the run run and stays in logs/run-best.pt; this run replaces it"
+    expected = "best.pt, of the run run, is kept as logs/run-best.pt; this run replaces best.pt"
     assert status == 0 and err == f"{expected}\n"
     (tmp_path / "best.pt").write_bytes(first)  # and where that copy is missing, it is made
     (tmp_path / "logs" / "run-best.pt").unlink()
@@ -128,10 +132,12 @@ def test_a_file_that_is_not_kept_elsewhere_is_not_replaced(run, small_flags, tra
     assert status == 2 and "is of another run of the name run" in err
 
 
-def test_a_resume_makes_both_copies_those_of_its_run(run, small_flags, stop_after, trained, tmp_path):
+def test_a_resume_makes_both_copies_those_of_its_run(run, small_flags, trained, tmp_path, monkeypatch):
     assert run(train, *small_flags, "--run-name", "other", "--seed", 1)[0] == 0
     shutil.copytree(trained / "logs", tmp_path / "logs", dirs_exist_ok=True)
-    assert run(train, "--resume", "logs/run-last.pt", *small_flags[-4:])[0] == 0
+    monkeypatch.setattr(train, "train_epoch", interrupted)
+    monkeypatch.setattr(train, "score_pairs", interrupted)
+    assert run(train, "--resume", "logs/run-last.pt", *small_flags[-4:])[0] == 130
     assert [load_checkpoint(name)["args"]["run_name"] for name in ("best.pt", "last.pt")] == ["run", "run"]
 
 
@@ -158,10 +164,6 @@ def test_a_finished_run_that_is_scored_again_keeps_its_scores_until_then(
     run, small_flags, trained, tmp_path, monkeypatch
 ):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-
-    def interrupted(*arguments, **options):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(train, "score_pairs", interrupted)
     assert run(train, "--resume", "last.pt", *small_flags[-4:])[0] == 130
     for name in ("logs/run.txt", "logs/run.csv"):
@@ -171,9 +173,6 @@ def test_a_finished_run_that_is_scored_again_keeps_its_scores_until_then(
 def test_a_continued_run_that_is_interrupted_at_once_names_the_checkpoint_it_came_from(
     run, small_flags, trained, tmp_path, monkeypatch
 ):
-    def interrupted(*arguments, **options):
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(train, "load_digits", interrupted)
     status, _, err = run(train, "--resume", trained / "last.pt", *small_flags[-4:])
     assert status == 130 and f"continue with: python train.py --resume {trained / 'last.pt'}" in err
