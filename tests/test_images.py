@@ -205,3 +205,17 @@ def test_any_picture_ends_in_a_digit_or_in_one_line(tmp_path):
             assert read_digits(save(tmp_path / "any.png", picture), split=True)[0].any()
         except ImageError as error:
             assert "any.png" in str(error)
+
+
+def test_a_folder_passes_over_no_picture(tmp_path):
+    for ending, kind in {"jfif": "JPEG", "pbm": "PPM", "ico": "ICO"}.items():
+        Image.fromarray(seven().astype(np.uint8)).convert("1" if kind == "PPM" else "L").save(
+            tmp_path / f"7_a.{ending}", kind
+        )
+    (tmp_path / "7_b.HEIC").write_bytes(b"no picture that can be read here")
+    (tmp_path / "notes.txt").write_text("7")
+    files = images.image_files(tmp_path)
+    assert [file.name for file in files] == ["7_a.ico", "7_a.jfif", "7_a.pbm", "7_b.HEIC"]
+    assert all(len(read_digits(file)) == 1 for file in files[:3])
+    with pytest.raises(ImageError, match=r"7_b\.HEIC is damaged or of a format that is not read here"):
+        read_digits(files[3])

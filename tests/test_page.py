@@ -108,6 +108,13 @@ def test_a_network_that_the_page_does_not_know_is_refused(name, encodings, messa
         page.network(model.build_model(name, *encodings))
 
 
+def test_the_default_network_fits_into_a_page(run, tmp_path):
+    state = checkpoint.load_checkpoint(TINY)
+    base = state | {"args": state["args"] | {"model": "base"}, "weights": model.build_model("base").state_dict()}
+    checkpoint.save_checkpoint(base, tmp_path / "base.pt")
+    assert run(page, "--ckpt", "base.pt", "--out", "mine.html")[0] == 0
+
+
 def test_a_network_that_makes_the_page_too_large_is_refused(run, tmp_path):
     state = checkpoint.load_checkpoint(TINY)
     large = state | {"args": state["args"] | {"model": "large"}, "weights": model.build_model("large").state_dict()}

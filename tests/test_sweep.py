@@ -85,3 +85,17 @@ def test_dry_run_and_find_lr_are_for_a_new_run(run, small_dir, trained, tmp_path
     before = contents(tmp_path)
     status, out, err = run(train, *flags.split(), "--data-dir", small_dir)
     assert status == 2 and "exclude each other" in err and not out and contents(tmp_path) == before
+
+
+def test_a_sweep_is_written_though_another_start_removed_its_empty_folder(run, small_flags, tmp_path, monkeypatch):
+    train_epoch = train.train_epoch
+
+    def without_logs(*arguments):
+        if (tmp_path / "logs").exists():
+            (tmp_path / "logs").rmdir()
+        return train_epoch(*arguments)
+
+    monkeypatch.setattr(train, "train_epoch", without_logs)
+    monkeypatch.setattr(sweep, "STEPS", 10)
+    status, _, err = run(train, *small_flags, "--find-lr")
+    assert "No such file" not in err and (tmp_path / "logs" / "run-find-lr.csv").exists(), (status, err)
