@@ -245,8 +245,8 @@ def main(argv=None):
     loaded = [load_model(path) for path in paths]
     datasets = sorted({state["dataset"] for _, state in loaded})
     if args.dataset_folder:
-        images, digits, _ = load_folder(args.dataset_folder)
-        dataset = f"folder {Path(args.dataset_folder).resolve().name}"  # it may be called mnist
+        images, digits, name = load_folder(args.dataset_folder)
+        dataset = f"folder {name or Path.cwd().name}"  # it may be called mnist, and "." has no name
     elif args.dataset is None and len(datasets) > 1:
         raise cli.UserError(f"the checkpoints were trained on {' and '.join(datasets)}; choose with --dataset")
     else:

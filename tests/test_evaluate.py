@@ -187,11 +187,13 @@ def folder(tmp_path):
     return folder
 
 
-def test_a_folder_of_images_is_scored_with_all_ten_addends(run, trained, folder):
+def test_a_folder_of_images_is_scored_with_all_ten_addends(run, trained, folder, monkeypatch):
     status, out, _ = run(evaluate, trained / "best.pt", "--dataset-folder", folder, "--json", "scores.json")
     assert status == 0 and "folder my-digits test set, tiny: 10 images x 10 addends" in out
     scores = json.loads((folder.parent / "scores.json").read_text())
     assert scores["dataset"] == "folder my-digits"
+    monkeypatch.chdir(folder)
+    assert "folder my-digits test set" in run(evaluate, trained / "best.pt", "--dataset-folder", ".")[1]
     images, digits, name = data.load_folder(folder)
     assert images.shape == (10, 1, 28, 28) and digits.tolist() == list(range(10)) and name == "my-digits"
     expected = evaluate.score(*evaluate.predict_pairs([evaluate.load_model(trained / "best.pt")[0]], images), digits)
