@@ -47,29 +47,29 @@ def make_parser():
     add("--dataset", choices=flags.DATASETS, default="auto", help="auto: MNIST, else synthetic digits with a warning")
     add("--data-dir", default="data", metavar="FOLDER", help="where MNIST is, or is downloaded to")
     add("--val-size", type=integer(0), default=5000, metavar="N", help="images held out to choose best.pt; 0: none")
-    add("--addends-per-image", type=integer(1, 10), default=10, metavar="K", help="different addends in one step")
+    add("--addends-per-image", type=integer(1, 10), default=10, metavar="K", help="different addends for each image")
     add("--augment", type=real(0, 5), default=0.5, help="strength of random shift, rotation, scale and shear")
-    add("--augment-corruptions", type=real(0, 1), default=0.0, metavar="SHARE", help="of the images to corrupt as well")
+    add("--augment-corruptions", type=real(0, 1), default=0.0, metavar="SHARE", help="of the images to corrupt")
 
     add = parser.add_argument_group("network").add_argument
     add("--model", default="base", metavar="NAME", help=f"{', '.join(flags.SIZES)} or another; brings its own defaults")
-    add("--addend-encoding", choices=flags.ADDEND_ENCODINGS, default="onehot", help="form of the input number")
-    add("--sum-encoding", choices=flags.SUM_ENCODINGS, default="onehot", help="form of the sum; shift: no head")
+    add("--addend-encoding", choices=flags.ADDEND_ENCODINGS, default="onehot", help="of the input number")
+    add("--sum-encoding", choices=flags.SUM_ENCODINGS, default="onehot", help="of the sum; shift: no head")
 
     add = parser.add_argument_group("training").add_argument
     add("--batch-size", type=integer(1), default=128, help="images in a step")
-    add("--optimizer", choices=flags.OPTIMIZERS, default="adamw", help="tiny: muon; sgd: momentum 0.9; plain-sgd: none")
+    add("--optimizer", choices=flags.OPTIMIZERS, default="adamw", help="tiny: muon; momentum: sgd 0.9, plain-sgd 0")
     add("--schedule", choices=flags.SCHEDULES, default="one-cycle", help="of the learning rate over all epochs")
     add("--learning-rate", "--lr", type=real(0, above=True), default=0.01, help="its peak; tiny and fast differ")
-    add("--weight-decay", type=real(0), default=0.1, help="as the optimiser applies it")
+    add("--weight-decay", type=real(0), default=0.1, help="decoupled in adamw and muon, an L2 penalty in the others")
     add("--label-smoothing", type=real(0, 0.999999), default=0.1, help="share of the target spread over all classes")
     add("--digit-weight", type=real(0), default=1.0, help="weight of the digit loss in the total")
     add("--sum-weight", type=real(0), default=1.0, help="weight of the sum loss in the total")
     add("--averaging-eta", type=real(0, 1e6), default=8.0, metavar="ETA",
         help="polynomial-decay average of the weights, over the last 1/(ETA+1) of the steps; 0: none")  # fmt: skip
     add("--precision", choices=("auto", "float32", "bfloat16"), default="auto",
-        help="of the forward pass; auto: bfloat16 on a CPU with instructions for it; scores: float32")  # fmt: skip
-    add("--compile", action="store_true", help="torch.compile the network; slower on the CPU")
+        help="of the forward pass; auto: bfloat16 on an x86 CPU with instructions for it; scores: float32")  # fmt: skip
+    add("--compile", action="store_true", help="torch.compile the network; no gain measured on the CPU")
     add("--cuda-graph", action="store_true", help="capture the network's passes as CUDA graphs")
     return parser
 
@@ -114,7 +114,8 @@ from support.checkpoint import ACCURACIES, PROGRESS, check_progress, check_tenso
 from support.checks import chance_report, refuse_single_images, stop_if_not_finite
 from support.device import choose_device, choose_precision, count, set_deterministic
 from support.optim import OPTIMIZERS, PolynomialAverage, learning_rate_at
-from support.runlog import RunFiles, continuation, log_head, make_header, table_line, versions
+from support.run_files import RunFiles
+from support.runlog import continuation, log_head, make_header, table_line, versions
 from support.sweep import instead_of_a_run
 
 # ---------------------------------------------------------------------------------------------------------------------

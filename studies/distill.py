@@ -35,7 +35,7 @@ from model import TwoHeadNet
 from support import processes
 from support.device import choose_device, set_deterministic
 from support.flags import SIZES
-from support.runlog import RunFiles
+from support.run_files import RunFiles
 
 
 def taught_batches(teachers, bfloat16):

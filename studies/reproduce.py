@@ -236,8 +236,9 @@ def same_code(commit, files):
 def code_of(file, commit=None):
     """What Python parses in a file of a commit, or of today; None where there is no such file.
 
-    Without what changes no result: docstrings, help texts, what a run writes (statements that only call a method
-    of `files`), and what follows an interruption. Of evaluate.py, a script too, only what SCORING needs.
+    Without what changes no result: docstrings, help texts, which other module of support/ holds a name, what a run
+    writes (statements that only call a method of `files`), and what follows an interruption. Of evaluate.py, a script
+    too, only what SCORING needs.
     """
     if commit is None:
         source = read_text(ROOT / file) if (ROOT / file).exists() else None
@@ -257,7 +258,7 @@ def code_of(file, commit=None):
             node.keywords = [keyword for keyword in node.keywords if keyword.arg != "help"]
         for name in ("body", "orelse"):
             if isinstance(part := getattr(node, name, None), list):
-                setattr(node, name, [statement for statement in part if not writes(statement)])
+                setattr(node, name, [statement for statement in part if not left_out(statement)])
         if isinstance(node, ast.ExceptHandler) and getattr(node.type, "id", "") == "KeyboardInterrupt":
             node.body = []
     if file == "evaluate.py":
@@ -265,8 +266,11 @@ def code_of(file, commit=None):
     return ast.dump(tree)
 
 
-def writes(statement):
-    """Whether a statement only calls a method of `files`."""
+def left_out(statement):
+    """Whether a statement only imports from modules of support/ that are not compared, or only calls a method of
+    `files`."""
+    if isinstance(statement, ast.ImportFrom):
+        return statement.module.startswith("support.") and f"{statement.module.replace('.', '/')}.py" not in LOOP
     function = getattr(getattr(statement, "value", None), "func", None)
     return isinstance(statement, ast.Expr) and getattr(getattr(function, "value", None), "id", None) == "files"
 

@@ -100,7 +100,9 @@ def test_records_of_another_loop_are_counted_by_commit(tmp_path, monkeypatch):
     committed("evaluate.py", "def score():\n    return 1\n")
     first, second = committed("train.py", "1"), committed("train.py", 'add(2, help="a")')
     committed("studies/replay.py", "3")
-    last = committed("train.py", '"""Not code."""\nadd(2, help="nor this")  # nor this\nfiles.write()')
+    last = committed(
+        "train.py", '"""Not code."""\nfrom support.a import add\nadd(2, help="nor this")  # nor this\nfiles.write()'
+    )
     committed("evaluate.py", "def score():\n    return 1\n\n\ndef main():\n    score()\n")  # as the loops see it
     records = tmp_path / "records"
     records.mkdir()
@@ -129,6 +131,20 @@ def test_records_of_another_loop_are_counted_by_commit(tmp_path, monkeypatch):
     reproduce.code_of.cache_clear()
     assert reproduce.by_older_code(records).startswith("10 of 10 records")
     reproduce.code_of.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "line, left_out",
+    [
+        ("from support.runlog import commit", True),
+        ("from support.optim import OPTIMIZERS", False),  # a file that is compared: another import, another loop
+        ("from data import MEAN", False),
+        ("files.save()", True),
+        ("batches.save()", False),
+    ],
+)
+def test_of_the_loops_what_changes_no_result_is_left_out(line, left_out):
+    assert reproduce.left_out(ast.parse(line).body[0]) is left_out
 
 
 def test_of_evaluate_only_what_the_loops_run_is_compared():

@@ -10,7 +10,7 @@ import train
 from conftest import contents, same
 from support import cli
 from support.checkpoint import load_checkpoint, save_checkpoint
-from support.runlog import RunFiles
+from support.run_files import RunFiles
 
 
 def interrupted(*arguments, **options):
@@ -53,7 +53,7 @@ def test_a_resume_writes_neither_over_another_run_nor_over_later_epochs(
     assert run(train, "--resume", "last.pt", *small_flags, "--epochs", "4")[0] == 130
     before = contents(tmp_path)
     status, _, err = run(train, "--resume", first, *small_flags, "--epochs", "4")
-    assert status == 2 and "run-last.pt has come to epoch 3" in err and contents(tmp_path) == before
+    assert status == 2 and "run-last.pt is already at epoch 3" in err and contents(tmp_path) == before
     other = tmp_path / "other"
     shutil.copytree(trained, other)
     (other / "logs" / "run-last.pt").unlink()
@@ -152,7 +152,7 @@ def test_a_resume_does_not_replace_a_last_checkpoint_of_later_epochs_or_of_anoth
     shutil.rmtree("logs")
     before = contents(tmp_path)
     status, _, err = run(train, "--resume", first, *small_flags, "--epochs", 4)
-    assert status == 2 and "last.pt has come to epoch 3; --resume that" in err and contents(tmp_path) == before
+    assert status == 2 and "last.pt is already at epoch 3; --resume that" in err and contents(tmp_path) == before
     state = load_checkpoint("last.pt")
     save_checkpoint(state | {"header": state["header"].replace("command", "COMMAND")}, tmp_path / "last.pt")
     before = contents(tmp_path)
