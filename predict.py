@@ -118,13 +118,15 @@ def main(argv=None):
     args = make_parser().parse_args(argv)
     given = [*args.files, *(args.image or [])]
     if not given:
-        raise cli.UserError("which image? python predict.py --image FILE --number 5")
+        raise cli.UserError("no image given; run python predict.py --image FILE --number 5")
     if given.count("-") > 1:
         raise cli.UserError("standard input (-) can be read once")
-    stray = next((name for name in args.files if len(name) == 1 and name.isdigit() and not Path(name).exists()), None)
+    stray = next((name for name in given if len(name) == 1 and name.isdigit() and not Path(name).exists()), None)
     if stray:
         raise cli.UserError(f"there is no image {stray}; did you mean --number {stray}?")
-    ckpt = args.ckpt or ("best.pt" if Path("best.pt").exists() or not TINY.exists() else TINY)
+    ckpt = args.ckpt
+    if ckpt is None:
+        ckpt = "best.pt" if Path("best.pt").exists() or not TINY.exists() else TINY
     paths = [path for name in given for path in image_files(name)]
     if args.save_input:
         if args.save_input.suffix.lower() != ".png":

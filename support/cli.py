@@ -204,10 +204,10 @@ def output_file(text):
 def refuse_overwriting(paths, **outputs):
     """Raise UserError where an output, {flag: path, list of paths or None}, is the same file as another or one of
     `paths`, which are read."""
-    taken = {Path(path).resolve(): "a file that is read" for path in paths}
+    taken = {os.path.realpath(path): "a file that is read" for path in paths}  # Path.resolve fails on a loop of links
     for flag, written in outputs.items():
         for output in filter(None, written if isinstance(written, list) else [written]):
-            if (file := output.resolve()) in taken:
+            if (file := os.path.realpath(output)) in taken:
                 raise UserError(f"--{flag} {output} would overwrite {taken[file]}; choose another name")
             taken[file] = f"what --{flag} writes"
 

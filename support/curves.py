@@ -104,7 +104,7 @@ def read_files(names):
                 raise UserError(f"{path} is neither a folder nor a .csv or .pt file")
             try:
                 table = read(path)
-            except UserError as error:
+            except (OSError, UserError) as error:
                 if path is name:
                     raise
                 warn(f"skipped: {error}")

@@ -21,7 +21,7 @@ COLUMNS = ("learning_rate", "digit_loss", "sum_loss", "loss", "smoothed_loss")
 
 
 def instead_of_a_run(args, files, batches, train_epoch):
-    """Do what --dry-run or --find-lr asks for; returns lines of text. train_epoch(epoch) returns losses [steps, 2]."""
+    """Do what --dry-run or --find-lr asks for; returns lines of text. train_epoch(epoch) is as in train.py."""
     if args.dry_run:
         files.refuse_to_lose_files(None)
         batches.images, batches.digits = batches.images[: args.batch_size], batches.digits[: args.batch_size]

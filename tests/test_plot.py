@@ -49,9 +49,10 @@ def test_what_is_no_run_in_a_folder_is_skipped(run, trained, tmp_path):
     text = (trained / "logs" / "run.csv").read_text()
     for name, content in {"a": text.splitlines()[0] + "\n", "b": text, "c": "design,epoch\n"}.items():
         (tmp_path / f"{name}.csv").write_text(content)
+    (tmp_path / "d.csv").symlink_to("none.csv")
     status, out, err = run(plot, ".", "--format", "svg")
     assert status == 0 and out == "figures/curves-b.svg\n"
-    assert [line.split(": ")[1] for line in err.splitlines()] == ["skipped", "skipped"]
+    assert [line.split(": ")[1] for line in err.splitlines()] == ["skipped"] * 3
 
 
 def test_each_csv_file_is_read_once(run, folder, small_dir, monkeypatch):

@@ -173,7 +173,7 @@ def one_line(answer):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("", "which image?"),
+        ("", "no image given"),
         ("none.png", "cannot read none.png"),
         ("empty.png", "empty.png is empty"),
         ("text.png", "is damaged or of a format that is not read here"),
@@ -185,6 +185,8 @@ def one_line(answer):
         ("folder", "no image is in the folder folder"),
         ("- -", "standard input (-) can be read once"),
         ("seven.png 5", "did you mean --number 5?"),
+        ("--image seven.png 5", "did you mean --number 5?"),
+        ("seven.png --ckpt=", "not a checkpoint"),  # the value of a variable that is not set
         ("seven.png --number 10", "10 is not from 0 to 9"),
         ("seven.png --number -1", "-1 is not at least 0"),
         ("seven.png --number five", "invalid whole number value"),
