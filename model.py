@@ -71,7 +71,7 @@ class TwoHeadNet(nn.Module):
     @torch.no_grad()
     def accuracies(self, digit_logits, sum_logits, digit, sum_target):
         """Accuracy of each head on one batch, [digit, sum] as fractions, [2] float32; shapes as for the losses. Of
-        probabilities as targets the largest counts."""
+        targets that are probabilities, the most probable class counts."""
         digits, sums = digit_logits.argmax(-1), self.sum_encoding.predictions(sum_logits)
         if digit.is_floating_point():
             digit, sum_target = digit.argmax(-1), sum_target.argmax(-1)

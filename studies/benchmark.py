@@ -1,7 +1,7 @@
 """Measure speed and memory against what one would use instead.
 
     python -m studies.benchmark --quick        every section on a few images:
-                                               does it run, not how fast
+                                               shows only that it runs
     python -m studies.benchmark --json logs/records/benchmark-cpu.json
     python -m studies.benchmark --only rival overhead --repeats 10
 
@@ -36,7 +36,7 @@ SECTION_NAMES = (
 def make_parser():
     parser = cli.Parser(__doc__)
     add = parser.add_argument
-    add("--quick", action="store_true", help="a few images and steps: does it run, not how fast")
+    add("--quick", action="store_true", help="a few images and steps: shows only that it runs")
     add("--only", nargs="+", choices=SECTION_NAMES, metavar="NAME", help=f"of {', '.join(SECTION_NAMES)}")
     add("--repeats", type=cli.integer(1), help="rounds of most measurements (default: 5, quick: 1)")
     add("--device", choices=cli.DEVICES, default="auto", help="auto: CUDA, else MPS, else the CPU")

@@ -1,12 +1,13 @@
-"""Search the fast recipe, and its rival as widely: each change alone, timed, and scored on held-out images.
+"""Search the fast recipe, one change at a time, and the batch size and rate of
+the fastest public recipe; each row is timed, and scored on held-out images.
 
     python -m studies.ladder --json logs/records/ladder-cpu.json
-    python -m studies.ladder --quick              does it run, not how fast
+    python -m studies.ladder --quick              few images: shows only that it runs
 
 Seed s trains on the training images of MNIST without the s-th of twelve parts and is scored on that part; the test set
 is not read. A seed trains everything in turn, so that a slow phase of a shared machine affects all alike, and the
-differences to the recipe are paired by seed. The seconds are those of the epoch, its random draws included. The rival
-is that of studies/rivals.py in our memory layout and in bfloat16.
+differences to the recipe are paired by seed. The seconds are those of the epoch, its random draws included. The
+public recipe is that of studies/rivals.py in our memory layout and in bfloat16.
 """
 
 import functools
@@ -21,7 +22,7 @@ SEEDS, QUICK_SEEDS, PARTS = 8, 2, 12
 
 def make_parser():
     parser = cli.Parser(__doc__)
-    parser.add_argument("--quick", action="store_true", help="few images: does it run, not how fast")
+    parser.add_argument("--quick", action="store_true", help="few images: shows only that it runs")
     seeds = f"each with its own held-out part (default: {SEEDS}, quick: {QUICK_SEEDS})"
     parser.add_argument("--seeds", type=cli.integer(2, PARTS), help=seeds)
     parser.add_argument("--device", choices=cli.DEVICES, default="auto", help="as train.py takes it")

@@ -2,7 +2,7 @@
 
     python -m studies.robustness --ckpt best.pt
     python -m studies.robustness --ckpt a-best.pt b-best.pt --json FILE
-    python -m studies.robustness --quick          does it run, not how robust
+    python -m studies.robustness --quick    few images: shows only that it runs
 
 Each checkpoint is scored by itself on the same corrupted test images, every
 image with every addend. A checkpoint of the default network takes a minute on
@@ -30,7 +30,7 @@ def make_parser():
     add = parser.add_argument
     add("files", nargs="*", metavar="FILE", help="the same as --ckpt")
     add("--ckpt", nargs="+", metavar="FILE", help="checkpoints, each scored by itself (default: best.pt)")
-    add("--quick", action="store_true", help="few images: does it run, not how robust")
+    add("--quick", action="store_true", help="few images: shows only that it runs")
     add("--validation", action="store_true", help="score what the training held out, not the test set")
     add("--dataset", choices=DATASETS, help="instead of the one that the checkpoints were trained on")
     add("--data-dir", default="data", metavar="FOLDER", help="as train.py takes it")

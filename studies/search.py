@@ -4,9 +4,10 @@
     python -m studies.search base --json logs/records/search-base.json
     python -m studies.search ablations --only "K = 1" "K = 2" --quick
 
-Seed s trains on the training images of MNIST without part s modulo 4 of four, with the random draws of seed s, and is
-scored on the 15,000 images of that part with all ten addends; the test set is not read. The differences to the first
-row are paired by seed. The file is written after each training, and a search that is called again goes on there.
+The training images of MNIST are divided into four parts. Seed s trains on all but part s modulo 4, with the random
+draws of seed s, and is scored on the 15,000 images of that part with all ten addends; the test set is not read. The
+differences to the first row are paired by seed. The file is written after each training, and a search that is called
+again goes on there.
 """
 
 import functools
@@ -30,7 +31,7 @@ def make_parser():
     add("search", choices=NAMES, help="which rows, of studies/changes.py")
     add("--only", nargs="+", metavar="ROW", help="these rows and the first (default: all)")
     add("--seeds", type=cli.integer(1, 12), help=f"trainings of each row (default: {SEEDS}, quick: 1)")
-    add("--quick", action="store_true", help="few images, one epoch: does it run, not how well")
+    add("--quick", action="store_true", help="few images, one epoch: shows only that it runs")
     add("--device", choices=cli.DEVICES, default="auto", help="as train.py takes it")
     add("--dataset", choices=DATASETS, default="auto", help="as train.py takes it")
     add("--data-dir", default="data", metavar="FOLDER", help="as train.py takes it")

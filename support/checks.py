@@ -42,6 +42,6 @@ def chance_report(scores, args):
         return []
     return [
         f"note: the {' and the '.join(lost)} {'are' if len(lost) > 1 else 'is'} no better than guessing; "
-        f"--learning-rate {args.learning_rate:g} may be too high, the run too short, or an input be unconnected; "
+        f"--learning-rate {args.learning_rate:g} may be too high, the run too short, or an input not connected; "
         'see "My network does not learn the sum" in studies/README.md'
     ]

@@ -1,5 +1,5 @@
-"""The names that flags choose among, without what they name: that needs PyTorch, whose import takes seconds, and the
-answer to `--help` should not. A test compares the two.
+"""The choices of the flags, as names only: what they stand for needs PyTorch, whose import takes seconds, and `--help`
+should not wait for it. A test compares the two.
 """
 
 SIZES = ("tiny", "base", "large", "fast")  # of model.py

@@ -61,7 +61,7 @@ def is_dark(level):
 def surface(grey):
     """The paper's brightness under uneven light: a quadratic surface, fitted without the pixels that do not fit.
 
-    Ink is what is left out, so it is known neither here nor needed whether it is dark or light.
+    The ink is among the pixels left out, so whether it is dark or light need not be known.
     """
     step = max(1, max(grey.shape) // 80)
     sample = grey[::step, ::step]
@@ -84,7 +84,7 @@ def surface(grey):
 
 
 def paper_below(ink):
-    """What of `ink` is shade with an edge rather than strokes: what stays where a square opens it (morphology)."""
+    """The part of `ink` that is a shadow with an edge, not strokes: its morphological opening by a square."""
     step = max(1, min(max(ink.shape) // 100, *ink.shape))
     height, width = (n // step * step for n in ink.shape)
     coarse = ink[:height, :width].reshape(height // step, step, width // step, step).mean((1, 3))
@@ -103,7 +103,7 @@ def slide(values, reach, function):
 
 
 def noise(level):
-    """Standard deviation of the noise: the median second difference, which knows neither slopes nor rare edges."""
+    """Standard deviation of the noise: the median second difference, which slopes and rare edges do not change."""
     return float(np.median(np.abs(np.diff(level, 2, axis=1)))) / 0.6745 / 6**0.5 if level.shape[1] > 2 else 0.0
 
 

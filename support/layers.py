@@ -91,7 +91,7 @@ def connections(model, image, addend):
     """What leads where, [(source, target), ...], among "image", "addend", the network's children, "digit" and "sum".
 
     Found in the graph that autograd records, from each child's inputs back to the outputs of others. The addend has no
-    gradient: it leads to what differs with it although nothing else that leads there does.
+    gradient: it leads to a part whose inputs change with it although the outputs of all other sources do not.
     """
     children = [name for name, _ in model.named_children()]
     runs = [trace(model, image, torch.full_like(addend, number), children) for number in (0, 1)]
@@ -130,7 +130,7 @@ def trace(model, image, addend, children):
 
 
 def origins(nodes, made):
-    """Names of the nodes in `made` that these nodes of autograd's graph, or those behind them, are."""
+    """Names, in `made`, of the nearest of its nodes at or before these nodes of autograd's graph."""
     found, seen, waiting = [], set(), [node for node in nodes if node is not None]
     while waiting:
         node = waiting.pop()

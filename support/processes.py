@@ -65,7 +65,8 @@ def process_group(device):
     except RuntimeError as error:
         if "gloo" not in str(error).lower() and not isinstance(error, dist.DistError):
             raise
-        raise ConnectionError(f"process {rank()} of {world_size()} lost the others; see their messages") from None
+        message = f"process {rank()} of {world_size()} lost its connection to the others; see their messages"
+        raise ConnectionError(message) from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -42,8 +42,8 @@ def save_synthetic(path, images, digits):
 def make_synthetic(count, seed):
     """Draw `count` grey digits: images [count, 28, 28] uint8 and digits [count] int64, both numpy arrays.
 
-    Each image is one of `VARIANTS` wobbly hands' strokes, seen through a random slant, rotation, scale and shift, with
-    a pen of random thickness and a little noise. The same `seed` gives the same images.
+    Each image is one of `VARIANTS` distorted drawings of its digit, with a random slant, rotation, scale and shift, a
+    pen of random thickness and a little noise. The same `seed` gives the same images.
     """
     random = np.random.default_rng(seed)
     fields = np.stack([[stroke_distance(digit, random) for _ in range(VARIANTS)] for digit in range(DIGITS)])

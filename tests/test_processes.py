@@ -130,7 +130,7 @@ def test_a_process_that_dies_ends_the_job_and_it_can_go_on(fork_run, small_flags
     folder.mkdir()
     answer, output = fork_run(folder, flags, processes=WORLD, dies=1), tmp_path / "dies.out"
     # which of the two ends first, and is reported, is open
-    assert answer["status"] != 0 and re.search(r"\(SIGKILL\)|process 0 of 2 lost the others", output.read_text())
+    assert answer["status"] != 0 and re.search(r"\(SIGKILL\)|process 0 of 2 lost its connection", output.read_text())
     assert load_checkpoint(folder / "last.pt")["epoch"] == 1
     answer = fork_run(folder, ["--resume", "last.pt", *flags], processes=WORLD)
     assert answer["status"] == 0, output.read_text()
