@@ -57,10 +57,14 @@ def run_script(main, argv=None):
         gc.enable()
     prog = Path(sys.argv[0]).name
     try:
-        return main(argv) or 0
+        status = main(argv) or 0
+        if sys.stdout:  # None: closed
+            sys.stdout.flush()  # what is left in its buffer would fail at the exit, with a traceback
+        return status
     except UserError as error:
         message = str(error)
     except OSError as error:
+        drop_output()
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except MemoryError:
         message = NO_MEMORY
@@ -73,6 +77,15 @@ def run_script(main, argv=None):
         return 143 if isinstance(interrupt, Terminated) else 130
     print(f"{prog}: error: {one_line(message)}", file=sys.stderr)
     return 2
+
+
+def drop_output():
+    """Drop what stdout still holds where it cannot be written, so that the exit does not try it again."""
+    try:
+        if sys.stdout:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Terminated(KeyboardInterrupt):

@@ -1,9 +1,11 @@
 """The start of a script: flags are checked before PyTorch is imported, garbage is not collected during the imports."""
 
 import gc
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +85,14 @@ def test_garbage_is_not_collected_during_the_imports_and_is_after_them(monkeypat
     gc.disable()
     cli.run_script(lambda argv: seen.append((gc.isenabled(), gc.get_freeze_count())))
     assert seen[2] == (True, 0)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_output_that_cannot_be_written_ends_in_one_line():
+    """It may lie in stdout's buffer until the exit."""
+    program = "import sys; from support import cli; sys.exit(cli.run_script(lambda argv: print('a'), []))"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-c", program]
+        done = subprocess.run(words, cwd=ROOT, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "error: " in done.stderr
