@@ -247,6 +247,7 @@ def main(argv=None):
     datasets = sorted({state["dataset"] for _, state in loaded})
     if args.dataset_folder is not None:
         images, digits, name = load_folder(args.dataset_folder)
+        cli.refuse_overwriting(Path(args.dataset_folder).glob("[0-9]*"), json=args.json)
         dataset = f"folder {name or Path.cwd().name}"  # it may be called mnist, and "." has no name
     elif args.dataset is None and len(datasets) > 1:
         raise cli.UserError(f"the checkpoints were trained on {' and '.join(datasets)}; choose with --dataset")

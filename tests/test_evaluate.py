@@ -210,6 +210,7 @@ def test_a_folder_that_cannot_be_scored_is_refused(run, trained, folder, tmp_pat
 
     assert "exclude each other" in refused(folder, "--dataset", "synthetic")
     assert "there is no folder none" in refused("none")
+    assert "would overwrite a file that is read" in refused(folder, "--json", folder / "7_a.png")
     assert "no image is in the folder" in refused("")  # the value of a variable that is not set: not MNIST instead
     assert "no image is in the folder" in refused(trained)
     for name in ("seven.png", "17_a.png"):
