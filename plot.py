@@ -218,33 +218,33 @@ PICTURES = {
 
 
 def figures_of(runs, sweeps, checkpoints, args, theme):
-    """Yield (name, function that draws it) of each figure of what `read_files` returned."""
+    """[(name, function that draws it)] of the figures of what `read_files` returned. Raises UserError for too many runs
+    and for two figures of one name, besides what reading checkpoints and data raises."""
+    found = []
     for groups in runs:
         if len(groups) > MOST:
             raise cli.UserError(f"{len(groups)} different runs do not fit into a figure; name at most {MOST}")
-        yield re.sub(r"[/\\:]+", "-", "-".join(["curves", *groups]))[:200], partial(draw_runs, groups, theme)
-    for path, sweep in sweeps:
-        yield path.stem, partial(draw_sweep, sweep, theme)
+        name = re.sub(r"[/\\:]+", "-", "-".join(["curves", *groups]))[:200]
+        found.append((name, partial(draw_runs, groups, theme)))
+    found += [(path.stem, partial(draw_sweep, sweep, theme)) for path, sweep in sweeps]
     for path in checkpoints:
         answered = Answered(path, args)
-        for name, draw in PICTURES.items():
-            yield f"{path.stem}-{name}", partial(draw, answered, theme)
+        found += [(f"{path.stem}-{name}", partial(draw, answered, theme)) for name, draw in PICTURES.items()]
+    names = [name for name, _ in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise cli.UserError(f"two of the inputs give the figure {name}; draw one of them into another --out")
+    return found
 
 
 def write_figures(args, only=None):
     """Draw what the arguments ask for and print the names of the files; `only`: those of these names."""
     figures.require_matplotlib()
-    theme, written = "dark" if args.dark else "light", set()
-    inputs = read_files(args.files)
-    total = len(inputs[0]) + len(inputs[1]) + len(inputs[2]) * len(PICTURES)
-    drawn = figures_of(*inputs, args, theme)
+    theme = "dark" if args.dark else "light"
+    found = figures_of(*read_files(args.files), args, theme)  # all is read before the first figure is replaced
+    chosen = [(name, draw) for name, draw in found if only is None or name in only]
     with figures.style(theme):
-        for name, draw in tqdm(drawn, "drawing", total, unit="figure", delay=2, leave=False, disable=None):
-            if only is not None and name not in only:
-                continue
-            if name in written:
-                raise cli.UserError(f"two of the inputs give the figure {name}; draw one of them into another --out")
-            written.add(name)
+        for name, draw in tqdm(chosen, "drawing", unit="figure", delay=2, leave=False, disable=None):
             Path(args.out).mkdir(parents=True, exist_ok=True)
             stem = Path(args.out) / f"{name}{'-dark' if args.dark else ''}"
             saved = figures.save(draw(), stem, args.format)

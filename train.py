@@ -219,7 +219,7 @@ def train(args, state, device, files, command):
         return
     print("\n".join([log_head(state), *map(table_line, state["history"])]), flush=True)
     files.write_log(state)
-    files.keep_best_of_other_run()
+    files.keep_copies_of_others()
 
     for epoch in range(state["epoch"], args.epochs):
         start = time.perf_counter()

@@ -1,13 +1,15 @@
-"""Ways to answer from two heads, several views of an image and several networks, compared on the same images.
+"""Compare ways to answer from two heads, several views and several networks.
 
     python -m studies.combine --validation --ckpt logs/base-s*-last.pt
     python -m studies.combine --ckpt a-best.pt b-best.pt --json FILE
 
-Answers of "each head" are its most probable class, as in evaluate.py. "Consistent" answers are a digit and its sum with
-the addend: those for which the product of the two heads' probabilities is highest. "5 views" are the image and the
-image moved by one pixel to each side. Of several views or networks, the mean is taken of the probabilities p, or of
-log p. Each network is scored by itself, and all of them as an ensemble. Choose with --validation, and leave the test
-set for the end.
+Answers of "each head" are its most probable class, as in evaluate.py.
+"Consistent" answers are a digit and its sum with the addend: those for which
+the product of the two heads' probabilities is highest. "5 views" are the image
+and the image moved by one pixel to each side. Of several views or networks,
+the mean is taken of the probabilities p, or of log p. Each network is scored
+by itself, and all of them as an ensemble. Choose with --validation, and leave
+the test set for the end.
 """
 
 import itertools

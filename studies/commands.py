@@ -1,6 +1,6 @@
 """The section of the benchmark that measures whole commands, and where the seconds of a training go.
 
-No import here of torchvision, nor of a module that imports it: a process that is measured imports this one.
+No module here imports torchvision or Pillow at its head: a process that is measured imports this one.
 """
 
 import contextlib
@@ -19,7 +19,6 @@ from studies import subprocesses
 from studies.measure import in_turns, make_row
 from studies.subprocesses import ROOT
 from support import cli
-from support.images import png
 
 
 def commands(setting):
@@ -27,6 +26,8 @@ def commands(setting):
 
     The least of the rounds: what other processes of the machine add is no part of a command.
     """
+    from support.images import png  # imports Pillow, which train.py does not: for this process alone
+
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "digit.png"
         image.write_bytes(png(setting.training[0][0, 0].numpy()))

@@ -1,12 +1,15 @@
-"""Train a network on the answers of other networks: the probabilities of its teachers in place of the labels.
+"""Train a network on the probabilities of its teachers in place of the labels.
 
-    python -m studies.distill --teachers a-best.pt b-best.pt -- --model tiny --epochs 20
+    python -m studies.distill --teachers a-best.pt b-best.pt -- --model tiny
 
-After "--" come the flags of train.py; label smoothing is 0 here unless it is among them. The teachers take turns: in
-each step one sees the augmented images. Its probabilities of the digits are the digit's target; shifted by the
-addend, they are the sum's (G. Hinton et al., arXiv 1503.02531). Cross-entropy is linear in its target, so over the
-turns the gradient is on average that of the mean of all teachers. The run writes the files of train.py but last.pt,
-since train.py would continue it without its teachers: interrupted, it starts again, under another --run-name.
+After "--" come the flags of train.py; label smoothing is 0 here unless it is
+among them. The teachers take turns: in each step one sees the augmented
+images. Its probabilities of the digits are the digit's target; shifted by the
+addend, they are the sum's (G. Hinton et al., arXiv 1503.02531). Cross-entropy
+is linear in its target, so over the turns the gradient is on average that of
+the mean of all teachers. The run writes the files of train.py but last.pt,
+since train.py would continue it without its teachers: interrupted, it starts
+again, under another --run-name.
 """
 
 import sys

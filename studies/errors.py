@@ -37,11 +37,12 @@ if __name__ == "__main__":
 import torch
 
 from data import ADDENDS, load_digits, split_indices
-from evaluate import answers, load_model, mean_probabilities, pair_outputs, score
+from evaluate import answers, mean_probabilities, pair_outputs, score
 from studies.error_tables import HEADS, draw_misread, errors_tables
+from studies.robustness import load_networks
 from support import figures
 from support.calibration import BINS, calibration
-from support.checkpoint import ACCURACIES, check, whole
+from support.checkpoint import ACCURACIES
 from support.device import choose_device
 from support.files import write_atomically
 from support.runlog import environment
@@ -205,20 +206,18 @@ def look_at_all(loaded, ensemble, training, test, judged, device):
 def load_all(paths):
     """([(name, network, images held out)], data set) of these checkpoints; 0 held out: it was trained on all.
 
-    Raises UserError for checkpoints of the same name or of several data sets, besides what `load_model` raises.
+    Raises UserError for checkpoints of several data sets, besides what `load_networks` raises.
     """
-    loaded, datasets = [], set()
-    for path, name in zip(paths, cli.run_names(paths), strict=True):
-        model, state = load_model(path)
-        size = state["args"].get("val_size")
-        check(whole(size, 0), path, "args")
-        if size == 0:
-            cli.warn(f"{path} was trained with --val-size 0: its temperatures are fitted on images that it has seen")
-        loaded.append((name, model, size))
-        datasets.add(state["dataset"])
+    loaded = load_networks(paths)
+    datasets = {state["dataset"] for _, state in loaded}
     if len(datasets) > 1:
         raise cli.UserError(f"the checkpoints were trained on {' and '.join(sorted(datasets))}; give those of one")
-    return loaded, datasets.pop()
+    sizes = [state["args"]["val_size"] for _, state in loaded]
+    for path, size in zip(paths, sizes, strict=True):
+        if size == 0:
+            cli.warn(f"{path} was trained with --val-size 0: its temperatures are fitted on images that it has seen")
+    models = [model for model, _ in loaded]
+    return list(zip(cli.run_names(paths), models, sizes, strict=True)), datasets.pop()
 
 
 def main(argv=None):

@@ -7,8 +7,8 @@ misread images to studies/errors.svg, the curves of robustness to
 studies/robustness.svg, those of plot.py to docs/figures/; those that a page
 shows are drawn for dark pages too.
 
-The published log is a line with dots, where there is one; the seeds of ours are thin lines in a band from the lowest to
-the highest.
+The published log is a line with dots, where there is one; the seeds of ours
+are thin lines in a band from the lowest to the highest.
 """
 
 import json

@@ -2,12 +2,14 @@
 the fastest public recipe; each row is timed, and scored on held-out images.
 
     python -m studies.ladder --json logs/records/ladder-cpu.json
-    python -m studies.ladder --quick              few images: shows only that it runs
+    python -m studies.ladder --quick     few images: shows only that it runs
 
-Seed s trains on the training images of MNIST without the s-th of twelve parts and is scored on that part; the test set
-is not read. A seed trains everything in turn, so that a slow phase of a shared machine affects all alike, and the
-differences to the recipe are paired by seed. The seconds are those of the epoch, its random draws included. The
-public recipe is that of studies/rivals.py in our memory layout and in bfloat16.
+Seed s trains on the training images of MNIST without the s-th of twelve parts
+and is scored on that part; the test set is not read. A seed trains everything
+in turn, so that a slow phase of a shared machine affects all alike, and the
+differences to the recipe are paired by seed. The seconds are those of the
+epoch, its random draws included. The public recipe is that of
+studies/rivals.py in our memory layout and in bfloat16.
 """
 
 import functools

@@ -1,12 +1,13 @@
 """Write the page where people draw a digit, with a trained network in it.
 
-    python -m studies.page                                    docs/index.html
-    python -m studies.page --check                            exit status 1 if it differs
-    python -m studies.page --ckpt best.pt --out mine.html     another network
+    python -m studies.page              writes docs/index.html
+    python -m studies.page --check      exit status 1 if it differs
+    python -m studies.page --ckpt best.pt --out mine.html
+                                        with another network
 
 The page is studies/page.html with the network's weights put in: one file that
-needs nothing else and sends nothing. Open it in a browser; with #7+5 behind its
-address it shows a sample of a 7 and the number 5. The script ends with
+needs nothing else and sends nothing. Open it in a browser; with #7+5 behind
+its address it shows a sample of a 7 and the number 5. The script ends with
 
     docs/index.html: 79,789 bytes, tiny
 """

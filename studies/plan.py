@@ -256,9 +256,10 @@ def finished(folder, name, command):
 
 
 def read_accuracies(path):
-    """The accuracies of a run on all test pairs, in per cent, from its CSV file, and the seconds of its training.
+    """The accuracies of a run on all test pairs, in per cent, from its CSV file; of a run of train.py also the seconds
+    of its training.
 
-    Raises LookupError where they are not there.
+    Raises LookupError where they are missing, TypeError or ValueError where one is not a number.
     """
     rows = list(csv.DictReader(read_text(path).splitlines()))
     if rows and "quantity" in rows[0]:  # of studies/replay.py

@@ -1,14 +1,16 @@
-"""Run a published design as its write-up did, and count as its write-up counted.
+"""Run a published design as its write-up did, and count as it counted.
 
     python -m studies.replay two-branch-lenet --seed 0
     python -m studies.replay two-branch-lenet+mended       without its faults
     python -m studies.replay two-branch-lenet --lr 0.1 --name higher-rate
                                                            another try
 
-A loop of its own beside that of train.py, because the write-ups' loops are what is repeated: their images, their
-optimiser, the last epoch, accuracies counted while the network trains or on a test of their own making. It records the
-quantities that the write-up logs, under their names in studies/published_logs.csv, and at the end our count: all
-100,000 test pairs with the last weights. Writes logs/NAME.txt and logs/NAME.csv.
+A loop of its own beside that of train.py, because the write-ups' loops are
+what is repeated: their images, their optimiser, the last epoch, accuracies
+counted while the network trains or on a test of their own making. It records
+the quantities that the write-up logs, under their names in
+studies/published_logs.csv, and at the end our count: all 100,000 test pairs
+with the last weights. Writes logs/NAME.txt and logs/NAME.csv.
 """
 
 import csv

@@ -1,13 +1,15 @@
-"""Change one thing at a time, and see on held-out training images whether it helps.
+"""Change one thing at a time, and see on held-out training images whether it
+helps.
 
     python -m studies.search ablations --json logs/records/search-ablations.json
     python -m studies.search base --json logs/records/search-base.json
     python -m studies.search ablations --only "K = 1" "K = 2" --quick
 
-The training images of MNIST are divided into four parts. Seed s trains on all but part s modulo 4, with the random
-draws of seed s, and is scored on the 15,000 images of that part with all ten addends; the test set is not read. The
-differences to the first row are paired by seed. The file is written after each training, and a search that is called
-again goes on there.
+The training images of MNIST are divided into four parts. Seed s trains on all
+but part s modulo 4, with the random draws of seed s, and is scored on the
+15,000 images of that part with all ten addends; the test set is not read. The
+differences to the first row are paired by seed. The file is written after each
+training, and a search that is called again goes on there.
 """
 
 import functools

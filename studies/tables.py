@@ -9,13 +9,13 @@ import textwrap
 
 import train
 from studies import plan
+from studies.changes import SEARCHES
 from studies.combine import combine_tables, consistent_rows
 from studies.error_tables import errors_tables
 from studies.likeness import compare, distance, likeness_rows, published_figures, read_replay, summary
 from studies.markdown import NOT_RECORDED, mean_sd, table, with_error
 from studies.published import DESIGNS
 from studies.robustness import robustness_tables
-from studies.search import NAMES as SEARCHES
 from studies.search import search_tables
 from studies.speed_tables import LADDER_TABLES, SPEED_TABLES, ladder_tables, speed_tables
 from support.checkpoint import ACCURACIES

@@ -53,7 +53,7 @@ def load_mnist(data_dir, train):
 def read_mnist_file(path):
     """The content of MNIST's file at `path`, a bytearray; made from its .gz where it is absent or damaged.
 
-    The checksum is of the bytes that are returned: the file is read once, whole, so it cannot change in between.
+    Each file is read once, whole, so it cannot change between the check and the use.
     """
     content = read_if_right(path)
     if content is None:

@@ -105,7 +105,7 @@ class RunFiles:
             elif ours:
                 kept = {}
             else:
-                continue  # `keep_best_of_other_run` keeps it
+                continue  # `keep_copies_of_others` keeps it
             if kept.get("args") != state["args"]:
                 name = state["args"]["run_name"]
                 raise UserError(f"{path} is of another run of the name {name}; move it, or choose another --out")
@@ -147,9 +147,9 @@ class RunFiles:
             for path in self.folder.glob(pattern):
                 path.unlink()
 
-    def keep_best_of_other_run(self):
-        """Say where the best.pt of another run, which this run replaces, is kept; copy it there if it is not, and
-        last.pt too."""
+    def keep_copies_of_others(self):
+        """Copy the best.pt and last.pt of another run, which this run replaces, to the files of that run where these
+        are missing; say where best.pt is kept."""
         if processes.rank() > 0:
             return
         for path, own, state in self.copies():
@@ -163,7 +163,7 @@ class RunFiles:
 
     def take_over(self, state):
         """Make best.pt and last.pt those of a continued run; a kill may have come between two of its files."""
-        self.keep_best_of_other_run()
+        self.keep_copies_of_others()
         self.save_best(state)
         self.save_last(state)
 

@@ -7,6 +7,7 @@ each step. `plot.py` draws its CSV.
 import csv
 import io
 import math
+import os
 import shlex
 
 import torch
@@ -31,6 +32,9 @@ def instead_of_a_run(args, files, batches, train_epoch):
     path = files.logs / f"{args.run_name}-find-lr.csv"
     if path.exists():
         raise UserError(f"{path} is there already; choose another --run-name")
+    nearest = next(folder for folder in path.parents if folder.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
+        raise UserError(f"{nearest} is not a folder that can be written to; choose another --out")
     args.epochs, args.schedule = math.ceil(STEPS / len(batches)), "sweep"
     return write_sweep(path, torch.cat([train_epoch(epoch)[:, :2].cpu() for epoch in range(args.epochs)]), args)
 

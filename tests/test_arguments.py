@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 
 import evaluate
-import plot
-import predict
 import train
 from conftest import contents
-from studies import benchmark, ladder, reproduce, robustness
+from studies import benchmark, ladder, reproduce
 
 FOREVER = "9" * 5000  # more digits than Python turns into a number
 
@@ -70,7 +68,7 @@ BAD_FOR_EVALUATE = [
     *("--batch-size 0", "--batch-size -1", "--batch-size 1.5", "--batch-size many", "--batch-size 9999999999999999"),
     *("--data-dir text.txt", "--json", "--json .", "--json logs", "--json text.txt/below.json"),
     "--json /dev/null",  # a rename would replace the device
-    *("--json nowhere/scores.json", "--json best.pt", "--json ./logs/../best.pt"),  # these two would overwrite it
+    *("--json nowhere/scores.json", "--json best.pt", "--json ./logs/../best.pt", "--json logs/run-best.pt"),
 ]
 BAD_FOR_STUDIES = {
     reproduce: "--jobs 0,--jobs two,--jobs,--check --quick,--check --only weights,--device tpu,--data-dir,--q,all",
@@ -152,10 +150,3 @@ def test_a_mistyped_flag_is_answered_with_the_right_one(run):
 def test_other_epochs_on_resume_are_explained(refused, small_dir):
     err = refused(train, "--resume", "last.pt", "--epochs", 8, "--data-dir", small_dir)
     assert "has 2; the learning-rate schedule spans all epochs" in err and "start a new one without --resume" in err
-
-
-@pytest.mark.parametrize("script", [train, evaluate, predict, plot, reproduce, benchmark, robustness])
-def test_help_fits_80_columns(run, monkeypatch, script):
-    monkeypatch.setenv("COLUMNS", "80")
-    status, out, _ = run(script, "--help")
-    assert status == 0 and "usage: python " in out and max(map(len, out.splitlines())) <= 80

@@ -1,6 +1,7 @@
 """The start of a script: flags are checked before PyTorch is imported, garbage is not collected during the imports."""
 
 import gc
+import importlib
 import os
 import re
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 import model
 from conftest import ROOT
-from studies import published, replay
+from studies import changes, published, replay, search
 from support import cli, flags, optim
 
 SLOW = {"torch", "numpy", "torchvision", "matplotlib", "onnx", "onnxruntime", "PIL", "tqdm"}
@@ -40,12 +41,21 @@ def test_help_and_a_mistyped_flag_are_answered_without_a_slow_import(path):
     assert errors[0].startswith(f"{path.name}: error: ") and "did you mean --help?" in errors[0]
 
 
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_help_fits_80_columns(path, run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    script = importlib.import_module(path.stem if path.parent == ROOT else f"studies.{path.stem}")
+    status, out, _ = run(script, "--help")
+    assert status == 0 and out.startswith("usage: python ") and max(map(len, out.splitlines())) <= 80
+
+
 def test_the_names_that_flags_choose_among_are_those_there_are():
     assert flags.SIZES == tuple(model.SIZES)
     assert flags.ADDEND_ENCODINGS == model.ADDEND_ENCODINGS
     assert flags.SUM_ENCODINGS == (*model.SUM_ENCODINGS, "shift")
     assert flags.OPTIMIZERS == tuple(optim.OPTIMIZERS)
     assert replay.DESIGN_NAMES == tuple(published.DESIGNS)
+    assert search.NAMES == tuple(changes.SEARCHES)
     (choices,) = (action.choices for action in replay.make_parser()._actions if action.dest == "initialisation")
     assert choices == tuple(replay.INITIALISATIONS)
 

@@ -1,7 +1,6 @@
 """The scores: counted pair by pair, over all of them, without touching anything."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ import torch
 
 import data
 import evaluate
-from conftest import contents
 from evaluate import consistent_answers, interval, mean_losses, pair_outputs, predict_pairs, score
 from model import build_model
 from strokes import cover, on_paper, save
@@ -110,13 +108,6 @@ def test_a_sum_that_no_digit_gives_leaves_the_answer_to_the_digit():
     sum_probabilities[0, torch.arange(10), (torch.arange(10) + 12) % 19] = 1  # of the addends 0 to 2 and 7 to 9
     digits, sums = consistent_answers(digit_probabilities, sum_probabilities, torch.arange(10))
     assert digits[0, [0, 1, 2]].tolist() == [7] * 3 and sums[0, [0, 1, 2]].tolist() == [7, 8, 9]
-
-
-def test_the_scores_do_not_replace_a_checkpoint(run, trained, small_dir, tmp_path):
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    before = contents(tmp_path)
-    status, out, err = run(evaluate, "--data-dir", small_dir, "--json", "logs/run-best.pt")
-    assert status == 2 and not out and "is a checkpoint" in err and contents(tmp_path) == before
 
 
 def test_the_command_prints_and_writes_every_score(run, trained, tmp_path, small_dir):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import plot
-from conftest import ROOT
+from conftest import ROOT, contents
 from support import curves, figures, run_figures, sweep
 from support.architecture import draw_architecture
 from support.calibration import calibration
@@ -275,6 +275,18 @@ def test_a_bad_command_line_is_answered_in_one_line(run, trained, tmp_path, line
     status, _, err = run(plot, *line.split())
     assert status == 2 and err.startswith("plot.py: error: ") and err.count("\n") == 1
     assert (tmp_path / "run.csv").read_text() == text
+
+
+def test_no_figure_is_replaced_before_all_inputs_are_read(run, trained, small_dir, tmp_path):
+    shutil.copy(trained / "best.pt", tmp_path)
+    (tmp_path / "more").mkdir()
+    shutil.copy(trained / "best.pt", tmp_path / "more")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "best-samples.png").write_text("older")
+    before = contents(tmp_path)
+    for other, said in (("none.pt", "none.pt"), ("more/best.pt", "two of the inputs give the figure best-samples")):
+        status, out, err = run(plot, "best.pt", other, "--data-dir", small_dir, "--device", "cpu")
+        assert status == 2 and not out and said in err and err.count("\n") == 1 and contents(tmp_path) == before
 
 
 def test_too_many_different_runs_are_refused(run):

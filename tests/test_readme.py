@@ -18,9 +18,8 @@ from support.curves import logged_arguments
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_lines_from_python_run(tmp_path, monkeypatch, capsys, trained, small_dir):
+def test_the_lines_from_python_run(tmp_path, monkeypatch, capsys, small_dir):
     code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "running.md").read_text(), re.DOTALL).group(1)
-    shutil.copy(trained / "best.pt", tmp_path)
     (tmp_path / "data").symlink_to(small_dir)
     (tmp_path / "example.py").write_text(code)
     monkeypatch.chdir(tmp_path)

@@ -115,7 +115,7 @@ def test_a_teacher_is_trained_once_a_seed_by_its_own_recipe_on_the_images_of_its
     assert made[1][2].keys() == {"seed", "epochs"} and made[4][2]["label_smoothing"] == 0
 
 
-def test_the_arguments_of_the_rows_are_flags_of_train(small):
+def test_the_arguments_of_the_rows_are_flags_of_train():
     known = vars(train.parse_arguments([])[0])
     for _, settings, rows in search.SEARCHES.values():
         for what, change in rows.items():

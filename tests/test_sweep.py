@@ -58,6 +58,15 @@ def test_find_lr_writes_the_sweep_beside_the_runs_and_nothing_else(run, small_fl
     assert status == 2 and "choose another --run-name" in err and contents(tmp_path) == before
 
 
+def test_find_lr_sees_before_the_training_that_it_cannot_write(run, small_flags, monkeypatch, tmp_path):
+    monkeypatch.setattr(train, "train_epoch", lambda *_: pytest.fail("it was trained"))
+    (tmp_path / "file").write_text("not a folder")
+    for out in ("file", "file/below"):
+        status, _, err = run(train, *small_flags, "--find-lr", "--out", out)
+        assert status == 2 and "file is not a folder" in err and err.count("\n") == 1
+    assert [*tmp_path.iterdir()] == [tmp_path / "file"]
+
+
 def test_the_suggestions_are_where_a_known_loss_falls_and_rises():
     decades = torch.linspace(-7, 1, 801, dtype=torch.float64)
     losses = 5 - 3 * torch.sigmoid((decades + 3) * 4) + 100 * torch.relu(decades + 1) ** 2  # steepest at -3
