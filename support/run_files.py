@@ -41,21 +41,17 @@ class RunFiles:
                 stack.enter_context(contextlib.redirect_stderr(nowhere))
                 yield
                 return
+            made = [folder for folder in (self.logs, *self.logs.parents) if not folder.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock(self.folder))
             self.logs.mkdir(exist_ok=True)
-            stack.callback(self.remove_empty_logs)
+            stack.callback(remove_empty, made)
             for needed in (self.folder, self.logs):
                 if not os.access(needed, os.W_OK):
                     raise UserError(f"{needed} cannot be written to; choose another --out")
             self.refuse_to_lose_files(resumed)
             self.remove_leftovers()
             yield
-
-    def remove_empty_logs(self):
-        """Remove logs/ where the run was refused and left nothing in it."""
-        with contextlib.suppress(OSError):
-            self.logs.rmdir()
 
     def refuse_to_lose_files(self, resumed):
         """Raise UserError where this run would replace files of another. `resumed`: the checkpoint, or None."""
@@ -206,6 +202,13 @@ class RunFiles:
         table.writeheader()
         table.writerows(rows)
         write_atomically(self.csv, text.getvalue())
+
+
+def remove_empty(folders):
+    """Remove the folders, the deepest first, until one is not empty: a run that was refused leaves none behind."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def load_other(path):

@@ -119,9 +119,13 @@ def test_a_bad_command_line_of_a_study_changes_nothing(refused, monkeypatch, stu
     refused(study, *line.split())
 
 
-def test_a_refused_run_leaves_an_empty_folder_empty(run, small_flags, tmp_path):
-    assert run(train, *small_flags, "--val-size", 700)[0] == 2  # known only once the data are read
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("there", ["", "a", "a/logs"])
+def test_a_refused_run_leaves_no_folder_that_it_made(run, small_flags, tmp_path, there):
+    (tmp_path / there).mkdir(parents=True, exist_ok=True)
+    before = sorted(tmp_path.rglob("*"))
+    for out in (".", "a", "a/b/c"):
+        assert run(train, *small_flags, "--val-size", 700, "--out", out)[0] == 2  # known only once the data are read
+        assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("where", [".", "logs"])
