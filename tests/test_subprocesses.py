@@ -46,10 +46,10 @@ def in_this_process(monkeypatch, capsys):
 
 
 def test_a_measured_process_reports_its_own_times_and_peak_of_memory(setting, monkeypatch):
-    """On Linux the ru_maxrss of a child starts at the peak of its parent. No torchvision, as in train.py."""
+    """On Linux the ru_maxrss of a child starts at the peak of its parent. No torchvision or Pillow, as in train.py."""
     ballast = torch.ones(150 * 2**20)  # 600 MiB
     plain = subprocesses.printed_by
-    check = "import sys; assert 'torchvision' not in sys.modules"
+    check = "from studies import commands; import sys; assert not sys.modules.keys() & {'PIL', 'torchvision'}"
     monkeypatch.setattr(subprocesses, "printed_by", lambda program: plain(f"{program}; {check}"))
     start = time.perf_counter()
     measured = subprocesses.in_a_process(setting)
