@@ -1,6 +1,7 @@
 """The section of the benchmark that measures whole commands, and where the seconds of a training go.
 
-No module here imports torchvision or Pillow at its head: a process that is measured imports this one.
+Neither this module nor one that it imports at its head imports torchvision or Pillow: a process that is measured
+imports this one.
 """
 
 import contextlib

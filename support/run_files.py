@@ -144,8 +144,8 @@ class RunFiles:
                 path.unlink()
 
     def keep_copies_of_others(self):
-        """Copy the best.pt and last.pt of another run, which this run replaces, to the files of that run where these
-        are missing; say where best.pt is kept."""
+        """Copy the best.pt and last.pt of another run, which this run replaces, to that run's own files in logs/ where
+        they are missing; say where best.pt is kept."""
         if processes.rank() > 0:
             return
         for path, own, state in self.copies():

@@ -64,6 +64,9 @@ def test_find_lr_sees_before_the_training_that_it_cannot_write(run, small_flags,
     for out in ("file", "file/below"):
         status, _, err = run(train, *small_flags, "--find-lr", "--out", out)
         assert status == 2 and "file is not a folder" in err and err.count("\n") == 1
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # to root every folder is writable
+    status, _, err = run(train, *small_flags, "--find-lr")
+    assert status == 2 and ". is not a folder that can be written to" in err and err.count("\n") == 1
     assert [*tmp_path.iterdir()] == [tmp_path / "file"]
 
 
