@@ -41,17 +41,24 @@ class RunFiles:
                 stack.enter_context(contextlib.redirect_stderr(nowhere))
                 yield
                 return
+            self.refuse_unwritable()
             made = [folder for folder in (self.logs, *self.logs.parents) if not folder.exists()]
             self.folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(lock(self.folder))
             self.logs.mkdir(exist_ok=True)
             stack.callback(remove_empty, made)
-            for needed in (self.folder, self.logs):
-                if not os.access(needed, os.W_OK):
-                    raise UserError(f"{needed} cannot be written to; choose another --out")
             self.refuse_to_lose_files(resumed)
             self.remove_leftovers()
             yield
+
+    def refuse_unwritable(self):
+        """Raise UserError where the folder or its logs/ cannot be written to, or cannot be made."""
+        for wanted in (self.folder, self.logs):
+            nearest = next(place for place in (wanted, *wanted.parents) if place.exists())
+            if not nearest.is_dir():
+                raise UserError(f"{nearest} is not a folder; choose another --out")
+            if not os.access(nearest, os.W_OK):
+                raise UserError(f"{nearest} cannot be written to; choose another --out")
 
     def refuse_to_lose_files(self, resumed):
         """Raise UserError where this run would replace files of another. `resumed`: the checkpoint, or None."""

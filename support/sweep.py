@@ -7,7 +7,6 @@ each step. `plot.py` draws its CSV.
 import csv
 import io
 import math
-import os
 import shlex
 
 import torch
@@ -23,6 +22,7 @@ COLUMNS = ("learning_rate", "digit_loss", "sum_loss", "loss", "smoothed_loss")
 
 def instead_of_a_run(args, files, batches, train_epoch):
     """Do what --dry-run or --find-lr asks for; returns lines of text. train_epoch(epoch) is as in train.py."""
+    files.refuse_unwritable()
     if args.dry_run:
         files.refuse_to_lose_files(None)
         batches.images, batches.digits = batches.images[: args.batch_size], batches.digits[: args.batch_size]
@@ -32,9 +32,6 @@ def instead_of_a_run(args, files, batches, train_epoch):
     path = files.logs / f"{args.run_name}-find-lr.csv"
     if path.exists():
         raise UserError(f"{path} is there already; choose another --run-name")
-    nearest = next(folder for folder in path.parents if folder.exists())
-    if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-        raise UserError(f"{nearest} is not a folder that can be written to; choose another --out")
     args.epochs, args.schedule = math.ceil(STEPS / len(batches)), "sweep"
     return write_sweep(path, torch.cat([train_epoch(epoch)[:, :2].cpu() for epoch in range(args.epochs)]), args)
 

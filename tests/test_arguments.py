@@ -132,6 +132,7 @@ def test_a_refused_run_leaves_no_folder_that_it_made(run, small_flags, tmp_path,
 def test_a_folder_that_is_read_only_is_named_before_training(run, small_flags, tmp_path, monkeypatch, where):
     """The system's answer is played: to root every folder is writable."""
     access, locked = os.access, (tmp_path / where).resolve()
+    locked.mkdir(exist_ok=True)
     monkeypatch.setattr("os.access", lambda path, mode: Path(path).resolve() != locked and access(path, mode))
     status, _, err = run(train, *small_flags)
     assert status == 2 and err.count("\n") == 1 and "cannot be written to" in err

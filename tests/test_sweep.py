@@ -58,15 +58,16 @@ def test_find_lr_writes_the_sweep_beside_the_runs_and_nothing_else(run, small_fl
     assert status == 2 and "choose another --run-name" in err and contents(tmp_path) == before
 
 
-def test_find_lr_sees_before_the_training_that_it_cannot_write(run, small_flags, monkeypatch, tmp_path):
+@pytest.mark.parametrize("flag", ["--find-lr", "--dry-run"])
+def test_a_folder_that_cannot_be_written_to_is_named_before_the_training(run, small_flags, monkeypatch, tmp_path, flag):
     monkeypatch.setattr(train, "train_epoch", lambda *_: pytest.fail("it was trained"))
     (tmp_path / "file").write_text("not a folder")
     for out in ("file", "file/below"):
-        status, _, err = run(train, *small_flags, "--find-lr", "--out", out)
+        status, _, err = run(train, *small_flags, flag, "--out", out)
         assert status == 2 and "file is not a folder" in err and err.count("\n") == 1
     monkeypatch.setattr("os.access", lambda path, mode: False)  # to root every folder is writable
-    status, _, err = run(train, *small_flags, "--find-lr")
-    assert status == 2 and ". is not a folder that can be written to" in err and err.count("\n") == 1
+    status, _, err = run(train, *small_flags, flag)
+    assert status == 2 and ". cannot be written to" in err and err.count("\n") == 1
     assert [*tmp_path.iterdir()] == [tmp_path / "file"]
 
 
