@@ -55,10 +55,11 @@ class RunFiles:
         """Raise UserError where the folder or its logs/ cannot be written to, or cannot be made."""
         for wanted in (self.folder, self.logs):
             nearest = next(place for place in (wanted, *wanted.parents) if place.exists())
+            found = nearest if nearest == wanted else f"{wanted} cannot be made: {nearest}"
             if not nearest.is_dir():
-                raise UserError(f"{nearest} is not a folder; choose another --out")
+                raise UserError(f"{found} is not a folder; choose another --out")
             if not os.access(nearest, os.W_OK):
-                raise UserError(f"{nearest} cannot be written to; choose another --out")
+                raise UserError(f"{found} cannot be written to; choose another --out")
 
     def refuse_to_lose_files(self, resumed):
         """Raise UserError where this run would replace files of another. `resumed`: the checkpoint, or None."""
