@@ -289,6 +289,7 @@ class BinarySum(OneHotSum):
 
     def probabilities(self, output):
         """The bits' probabilities multiplied, over the 19 sums that exist: no answer is 19 to 31."""
+        output = output.float()  # bfloat16 where it comes from a network under autocast
         bits = to_bits(torch.arange(SUMS, device=output.device), self.width)  # [19, 5]
         log_probabilities = F.logsigmoid(output) @ bits.T + F.logsigmoid(-output) @ (1 - bits).T
         return log_probabilities.softmax(dim=-1)
@@ -347,8 +348,9 @@ class ShiftNet(AddendNet):
         nothing = features.new_zeros(*features.shape[:-1], self.addend_encoding.width)
         digit_logits = self.digit_head(self.fusion(torch.cat([features, nothing], dim=-1)))
         sums = addend.unsqueeze(-1) + torch.arange(DIGITS, device=addend.device)  # [..., 10]: digit + addend
-        sum_logits = digit_logits.new_full((*addend.shape, SUMS), self.IMPOSSIBLE)
-        return digit_logits, sum_logits.scatter(-1, sums, digit_logits.log_softmax(dim=-1))
+        log_probabilities = digit_logits.log_softmax(dim=-1)  # float32 under CUDA's autocast, unlike the logits
+        sum_logits = log_probabilities.new_full((*addend.shape, SUMS), self.IMPOSSIBLE)
+        return digit_logits, sum_logits.scatter(-1, sums, log_probabilities)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -82,6 +82,7 @@ LOOP = (
 SCORING = ("answers", "load_model", "mean_losses", "pair_outputs", "score", "short_report")
 DISTILL_LOOP = (*LOOP, "studies/distill.py")
 REPLAY_LOOP = ("data.py", "model.py", "evaluate.py", "studies/replay.py", "studies/published.py")
+ONLY_WITH = {"BinarySum": "sum_encoding=binary", "ShiftNet": "sum_encoding=shift"}  # class: argument that brings it in
 WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef)
 
 
@@ -220,25 +221,27 @@ def by_older_code(records):
     for log in logs:
         commit = (re.findall(r"^commit +(\S+)$", log, re.MULTILINE) or ["unknown"])[0]
         loop = REPLAY_LOOP if "studies.replay" in log else DISTILL_LOOP if "studies.distill" in log else LOOP
-        if not same_code(commit, loop):
+        unused = frozenset(name for name, argument in ONLY_WITH.items() if argument not in log.split())
+        if not same_code(commit, loop, unused):
             older[commit] += 1
     commits = ", ".join(f"{number} of {commit}" for commit, number in older.items())
     return f"{older.total()} of {len(logs)} records are of older code of the loop: {commits}" if older else None
 
 
-def same_code(commit, files):
-    """Whether the files compute what those of `commit` do; one marked dirty counts as another."""
+def same_code(commit, files, unused=frozenset()):
+    """Whether the files compute what those of `commit` do, the classes `unused` apart; one marked dirty counts as
+    another."""
     known = re.fullmatch("[0-9a-f]{7,40}", commit)  # from a log, and git would take "--output=..." for an option
-    return known is not None and all(code_of(file, commit) == code_of(file) for file in files)
+    return known is not None and all(code_of(file, unused, commit) == code_of(file, unused) for file in files)
 
 
 @functools.cache
-def code_of(file, commit=None):
+def code_of(file, unused, commit=None):
     """What Python parses in a file of a commit, or of today; None where there is no such file.
 
-    Without what changes no result: docstrings, help texts, which other module of support/ holds a name, what a run
-    writes (statements that only call a method of `files`), and what follows an interruption. Of evaluate.py, a script
-    too, only what SCORING needs.
+    Without the classes `unused`, and without what changes no result: docstrings, help texts, which other module of
+    support/ holds a name, what a run writes (statements that only call a method of `files`), and what follows an
+    interruption. Of evaluate.py, a script too, only what SCORING needs.
     """
     if commit is None:
         source = read_text(ROOT / file) if (ROOT / file).exists() else None
@@ -251,6 +254,7 @@ def code_of(file, commit=None):
     if source is None:
         return None
     tree = ast.parse(source)
+    tree.body = [node for node in tree.body if getattr(node, "name", None) not in unused]
     for node in ast.walk(tree):
         if isinstance(node, WITH_DOCSTRING) and ast.get_docstring(node) is not None:
             del node.body[0]

@@ -82,21 +82,43 @@ def test_seconds_of_runs_that_shared_the_machine_have_a_star(tmp_path):
     assert seconds == ["90.0*", "90.0"]
 
 
-def test_records_of_another_loop_are_counted_by_commit(tmp_path, monkeypatch):
+@pytest.fixture
+def committed(tmp_path, monkeypatch):
+    """A repository in place of this one: committed(file, content) writes, commits and returns the commit."""
+
     def git(*words):
         identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
         return subprocess.run(
             ["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True, text=True
         ).stdout.strip()
 
-    def committed(file, content):
+    def commit(file, content):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(content)
         git("add", "-A")
         git("commit", "-m", content)
+        reproduce.code_of.cache_clear()
         return git("rev-parse", "--short", "HEAD")
 
     git("init")
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    yield commit
+    reproduce.code_of.cache_clear()
+
+
+def test_a_record_is_not_of_older_code_where_only_an_encoding_changed_that_it_does_not_use(tmp_path, committed):
+    first = committed("model.py", "class BinarySum:\n    bits = 5\n")
+    records = tmp_path / "records"
+    records.mkdir()
+    for encoding in ("onehot", "binary"):
+        log = HEADER.format(date="", commit=first, arguments=f"seed=0 sum_encoding={encoding}")
+        (records / f"{encoding}.txt").write_text(log)
+    assert reproduce.by_older_code(records) is None
+    committed("model.py", "class BinarySum:\n    bits = 6\n")
+    assert reproduce.by_older_code(records) == f"1 of 2 records are of older code of the loop: 1 of {first}"
+
+
+def test_records_of_another_loop_are_counted_by_commit(tmp_path, committed):
     committed("evaluate.py", "def score():\n    return 1\n")
     first, second = committed("train.py", "1"), committed("train.py", 'add(2, help="a")')
     committed("studies/replay.py", "3")
@@ -106,8 +128,6 @@ def test_records_of_another_loop_are_counted_by_commit(tmp_path, monkeypatch):
     committed("evaluate.py", "def score():\n    return 1\n\n\ndef main():\n    score()\n")  # as the loops see it
     records = tmp_path / "records"
     records.mkdir()
-    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
-    reproduce.code_of.cache_clear()
 
     def record(name, commit, command="train.py"):
         head = HEADER.format(date="", commit=commit, arguments="seed=0")
@@ -120,17 +140,14 @@ def test_records_of_another_loop_are_counted_by_commit(tmp_path, monkeypatch):
     for name, commit in (("d", first), ("e", first), ("f", f"{last}-dirty"), ("g", f"--output={tmp_path}/option")):
         record(name, commit)
     record("h", second, REPLAY)
-    committed("studies/distill.py", "4")
     record("i", last, DISTILL)  # without that file
-    record("j", git("rev-parse", "--short", "HEAD"), DISTILL)
+    record("j", committed("studies/distill.py", "4"), DISTILL)
     said = reproduce.by_older_code(records)
     counts = f"2 of {first}, 1 of {last}-dirty, 1 of --output={tmp_path}/option, 1 of {second}, 1 of {last}"
     assert said == f"6 of 10 records are of older code of the loop: {counts}"
     assert not list(tmp_path.glob("option*"))  # the commit of a log is no option of git
     committed("evaluate.py", "def score():\n    return 2\n")
-    reproduce.code_of.cache_clear()
     assert reproduce.by_older_code(records).startswith("10 of 10 records")
-    reproduce.code_of.cache_clear()
 
 
 @pytest.mark.parametrize(

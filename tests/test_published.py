@@ -156,6 +156,16 @@ def test_a_real_number_beyond_the_sums_is_taken_to_the_nearest():
     assert SUM_ENCODINGS["scalar"]().probabilities(output).argmax(-1).tolist() == [0, 4, 5, 18, 0]
 
 
+def test_the_shifted_sum_keeps_the_precision_of_log_softmax(monkeypatch):
+    """CUDA's autocast computes log_softmax in float32 and leaves the logits in bfloat16; that of the CPU does not."""
+    log_softmax = torch.Tensor.log_softmax
+    monkeypatch.setattr(torch.Tensor, "log_softmax", lambda logits, dim: log_softmax(logits.float(), dim))
+    model = build_model("tiny", sum_encoding="shift")
+    with torch.autocast("cpu", torch.bfloat16):
+        digit_logits, sum_logits = model(torch.randn(2, 1, 28, 28), torch.tensor([3, 4]))
+    assert digit_logits.dtype == torch.bfloat16 and sum_logits.dtype == torch.float32
+
+
 def test_the_shifted_sum_is_wrong_only_with_the_digit():
     model = build_model("tiny", sum_encoding="shift").eval()
     image, addend, _, _ = a_batch(50, addends=10)

@@ -11,7 +11,8 @@ import evaluate
 import train
 from conftest import FILES_OF_A_RUN, contents, same
 from data import Batches, load_digits, split_indices
-from model import build_model
+from model import ADDEND_ENCODINGS, SIZES, SUM_ENCODINGS, build_model
+from studies.published import DESIGNS
 from support import cli
 from support.checkpoint import load_checkpoint, save_checkpoint
 from support.optim import Muon, PolynomialAverage, learning_rate_at, orthogonal
@@ -132,6 +133,20 @@ def test_bfloat16_is_for_the_forward_pass_of_training_alone(run, small_flags, tr
     exact = load_checkpoint(trained / "last.pt")
     for ours, other in zip(state["history"], exact["history"], strict=True):
         assert ours["sum_loss"] != other["sum_loss"] and ours["sum_loss"] == pytest.approx(other["sum_loss"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(f"--model {name}" for name in (*SIZES, *DESIGNS)),
+        *(f"--model base --sum-encoding {encoding}" for encoding in (*SUM_ENCODINGS, "shift")),
+        *(f"--model base --addend-encoding {encoding}" for encoding in ADDEND_ENCODINGS),
+    ],
+)
+def test_every_network_takes_a_step_in_bfloat16(run, small_dir, flags):
+    data = ["--dataset", "synthetic", "--data-dir", str(small_dir), "--val-size", "100"]
+    status, out, _ = run(train, *flags.split(), *data, "--precision", "bfloat16", "--device", "cpu", "--dry-run")
+    assert status == 0 and "one step taken" in out
 
 
 @pytest.mark.parametrize(("there", "wanted"), [(True, "bfloat16"), (False, "float32"), (None, "float32")])
