@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import math
 import re
 import shlex
 
@@ -104,6 +105,11 @@ ENCODINGS = {
     "sum without parameters: the digit shifted": "--sum-encoding shift",
 }
 PRECISIONS = {"float32": "base-float32", "bfloat16": "base"}  # the names of their runs
+SHOWN_TOO = {  # group: runs of other groups that its table shows, by their names without the seed
+    "precisions": ("base",),
+    "published": ("base", "study-default"),
+    "ablations": tuple(f"{design}-published" for design in ABLATIONS),
+}
 SHARED = "note        {} runs shared the machine, so the seconds are not those of a single run"
 WEIGHTS = ("0.9 0.1", "0.7 0.3", "1 1", "0.3 0.7", "0.1 0.9")
 
@@ -190,13 +196,15 @@ def needed(command):
 
 
 def plan(only=None):
-    """The runs of these groups, or of all: {name: command}, in the order in which they are run; with them those whose
-    checkpoints a run or a study of these groups reads."""
+    """The runs of these groups, or of all: {name: command}, in the order in which they are run; with them those that
+    their tables show too, and those whose checkpoints a run or a study of them reads."""
     made = groups()
     runs = {name: command for group in made.values() for name, command in group.items()}
     if only is None:
         return runs
-    wanted = {name: command for group in only for name, command in made.get(group, {}).items()}
+    shown = {prefix for group in only for prefix in SHOWN_TOO.get(group, ())}
+    wanted = {name: command for name, command in runs.items() if re.sub(r"-s\d+$", "", name) in shown}
+    wanted |= {name: command for group in only for name, command in made.get(group, {}).items()}
     commands = [*wanted.values(), *(command for group, command in studies().values() if group in only)]
     read = set().union(*map(needed, commands))
     return {name: command for name, command in runs.items() if name in wanted or name in read}
@@ -259,12 +267,16 @@ def read_accuracies(path):
     """The accuracies of a run on all test pairs, in per cent, from its CSV file; of a run of train.py also the seconds
     of its training.
 
-    Raises LookupError where they are missing, TypeError or ValueError where one is not a number.
+    Raises LookupError where they are missing, TypeError or ValueError where one is not a finite number.
     """
     rows = list(csv.DictReader(read_text(path).splitlines()))
     if rows and "quantity" in rows[0]:  # of studies/replay.py
         ours = {row["quantity"]: 100 * float(row["value"]) for row in rows}
-        return {name: ours[f"all_pairs_{name}"] for name in ACCURACIES}
-    tests = [row for row in rows if row["split"] == "test"]
-    scores = {name: 100 * float(tests[0][name]) for name in ACCURACIES}
-    return scores | {"train_seconds": sum(float(row["seconds"]) for row in rows if row["split"] == "validation")}
+        scores = {name: ours[f"all_pairs_{name}"] for name in ACCURACIES}
+    else:
+        tests = [row for row in rows if row["split"] == "test"]
+        scores = {name: 100 * float(tests[0][name]) for name in ACCURACIES}
+        scores["train_seconds"] = sum(float(row["seconds"]) for row in rows if row["split"] == "validation")
+    if not all(map(math.isfinite, scores.values())):
+        raise ValueError("a score is not finite")
+    return scores

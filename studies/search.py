@@ -14,6 +14,7 @@ training, and a search that is called again goes on there.
 
 import functools
 import json
+import math
 import statistics
 import sys
 import textwrap
@@ -111,7 +112,7 @@ def read_record(path, search, setting):
             and isinstance(row["seed"], int)
             and isinstance(row["change"], dict)
             and isinstance(row["commit"], str)
-            and all(isinstance(row[name], int | float) for name in FIGURES)
+            and all(isinstance(row[name], int | float) and math.isfinite(row[name]) for name in FIGURES)
             for row in record["rows"]
         )
     except (LookupError, RecursionError, TypeError, ValueError):
@@ -203,7 +204,14 @@ def main(argv=None):
     record = {"search": args.search, "rows": []} | where | setting
     if args.json and args.json.exists():
         record |= read_record(args.json, args.search, setting)
-    done = {(row["what"], row["seed"]): row for row in record["rows"]}
+    meant = {what: describe(settings | change | quick) for what, change in rows.items()}
+
+    def current(row):
+        """Whether a row of the record was trained as its name means today, or has a name that is no longer known."""
+        return row["what"] not in meant or row["change"] == meant[row["what"]]
+
+    done = {(row["what"], row["seed"]): row for row in filter(current, record["rows"])}
+    record["rows"] = list(done.values())
 
     @functools.lru_cache(1)  # for the rows of a seed
     def teacher(size, seed, **changes):
@@ -215,14 +223,14 @@ def main(argv=None):
     jobs = [(seed, what) for seed in range(seeds) for what in chosen]
     for seed, what in tqdm(jobs, unit="training", leave=False, disable=None):
         change = settings | rows[what] | quick
-        if (what, seed) in done and done[what, seed]["change"] == describe(change):
+        if (what, seed) in done:
             continue
         training, held = held_out("search", images, digits, seed, PARTS)
         figures = train_one(size, change, training, held, seed, device, teacher)
         made = {name: where[name] for name in ("commit", "date")}
         if args.json and args.json.exists():  # another process may have added rows
             others = read_record(args.json, args.search, setting)["rows"]
-            done |= {(row["what"], row["seed"]): row for row in others}
+            done |= {(row["what"], row["seed"]): row for row in filter(current, others)}
         done[what, seed] = dict(what=what, seed=seed, change=describe(change)) | made | figures
         names = [*rows, *sorted({what for what, _ in done} - rows.keys())]  # rows of another version stay, at the end
         record["rows"] = sorted(done.values(), key=lambda row: (names.index(row["what"]), row["seed"]))

@@ -37,6 +37,10 @@ def test_only_takes_the_runs_of_these_tables(run, monkeypatch):
     teachers = {f"large-s{seed}" for seed in range(5)}
     read = {f"base-s{seed}" for seed in range(5)} | {"tiny-s0", "fast-s0"}
     assert set(plan(["errors"])) == teachers | read  # whose checkpoints it reads
+    bases = {f"base-s{seed}" for seed in range(5)}
+    assert set(plan(["precisions"])) == bases | set(groups()["precisions"])  # which the table shows too
+    assert set(plan(["published"])) - set(groups()["published"]) == bases | {f"study-default-s{n}" for n in range(3)}
+    assert "two-branch-lenet-published-s4" in plan(["ablations"])
     assert set(plan(["distilled"])) == teachers | set(groups()["distilled"])
     assert {"study-default-s0", "study-digit-weight-0.9-sum-weight-0.1-s2"} <= taken[0] and len(taken[0]) == 15
     status, _, err = run(reproduce, "--only", "weight")

@@ -115,6 +115,20 @@ def test_a_teacher_is_trained_once_a_seed_by_its_own_recipe_on_the_images_of_its
     assert made[1][2].keys() == {"seed", "epochs"} and made[4][2]["label_smoothing"] == 0
 
 
+def test_rows_of_another_change_are_left_out_of_a_search_that_goes_on(run, small_dir, monkeypatch, tmp_path):
+    rows = {"as it is": {}, "a": dict(batch_size=50)}
+    monkeypatch.setattr(search, "SEARCHES", {"ablations": ("tiny", {}, rows)})
+    monkeypatch.setattr(search, "QUICK_IMAGES", 200)
+    flags = ["ablations", "--quick", "--dataset", "synthetic", "--data-dir", small_dir, "--json", "a.json"]
+    assert run(search, *flags, "--seeds", "2", "--device", "cpu")[0] == 0
+    before = json.loads((tmp_path / "a.json").read_text())["rows"]
+    rows["a"] = dict(batch_size=75)
+    assert run(search, *flags, "--seeds", "1", "--device", "cpu")[0] == 0
+    after = json.loads((tmp_path / "a.json").read_text())["rows"]
+    assert after[:2] == before[:2] and [(row["what"], row["seed"]) for row in after[2:]] == [("a", 0)]
+    assert after[2]["change"] == {"batch_size": 75, "epochs": 1}
+
+
 def test_the_arguments_of_the_rows_are_flags_of_train():
     known = vars(train.parse_arguments([])[0])
     for _, settings, rows in search.SEARCHES.values():
