@@ -106,6 +106,10 @@ class RunFiles:
                     self.refuse_to_go_back(path, state, resumed)
             elif own.exists():
                 kept = load_other(own)
+                if kept.get("header") != state.get("header"):
+                    kept = {}
+                elif whole(state.get("epoch"), kept["epoch"] + 1 if whole(kept.get("epoch"), 0) else 0):
+                    raise UserError(f"{path} is of a later epoch than {own}; move it, or choose another --out")
             elif ours:
                 kept = {}
             else:

@@ -132,6 +132,20 @@ def test_a_file_that_is_not_kept_elsewhere_is_not_replaced(run, small_flags, tra
     assert status == 2 and "is of another run of the name run" in err
 
 
+def test_a_copy_that_is_further_than_the_file_of_its_run_is_not_replaced(run, small_flags, trained, tmp_path):
+    shutil.copy(trained / "last.pt", tmp_path)
+    (tmp_path / "logs").mkdir()
+    state, own = load_checkpoint("last.pt"), tmp_path / "logs" / "run-last.pt"
+    for change, said in (
+        ({"epoch": state["epoch"] - 1}, "last.pt is of a later epoch than logs/run-last.pt"),
+        ({"header": state["header"].replace("command", "COMMAND")}, "last.pt is of another run of the name run"),
+    ):
+        save_checkpoint(state | change, own)
+        before = contents(tmp_path)
+        status, out, err = run(train, *small_flags, "--run-name", "new")
+        assert status == 2 and said in err and err.count("\n") == 1 and not out and contents(tmp_path) == before
+
+
 def test_a_resume_makes_both_copies_those_of_its_run(run, small_flags, trained, tmp_path, monkeypatch):
     assert run(train, *small_flags, "--run-name", "other", "--seed", 1)[0] == 0
     shutil.copytree(trained / "logs", tmp_path / "logs", dirs_exist_ok=True)
