@@ -250,7 +250,6 @@ def train(args, state, device, files, command):
         print(table_line(row), flush=True)
 
     # --- the test set is opened here, once
-    files.save_best(state)
     scored.load_state_dict(state["best"]["weights"])
     images, digits, _ = load_digits(dataset, args.data_dir, train=False)
     scores = score_pairs(scored, images, digits, device)

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
-NO_MEMORY = "not enough memory for the data and the network; a smaller --batch-size or --model needs less"
+NO_MEMORY = "not enough memory; use fewer images, or a smaller --batch-size or --model where the script has them"
 MEMORY_SIGNS = ("not enough memory", "can't allocate memory", "out of memory")  # in the allocators' messages
 
 
@@ -179,13 +179,15 @@ def integer(low, high=2**31 - 1):
     return parse
 
 
-def real(low, high=math.inf, above=False):
-    """An argparse type: a finite number from `low` to `high`; with `above`, greater than `low`."""
+def real(low, high=3.4e38, above=False):
+    """An argparse type: a number from `low` to `high`, by default the largest float32; with `above`, greater than
+    `low`."""
 
     def parse(text):
         value = float(text)
-        if not math.isfinite(value) or value < low or value > high or (above and value == low):
-            raise argparse.ArgumentTypeError(f"{text} is not {'above ' + str(low) if above else span(low, high)}")
+        if not low <= value <= high or (above and value == low):
+            wanted = f"above {low}" if above and value <= low else span(low, high)
+            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
         return value
 
     parse.__name__ = "number"

@@ -114,6 +114,7 @@ def draw_key(panel, groups, kinds, theme):
     for number, (name, runs) in enumerate(groups.items()):
         colour, marker = figures.look(theme, number)
         label = f"{name}, {count(len(runs), 'run')}{': mean ± s.d.' if len(runs) > 1 else ''}"
+        label = label.replace("$", r"\$")  # or two of them would enclose a formula
         panel.plot([], [], color=colour, marker=marker, label=label)
     looks = {
         "validation": dict(marker="o", label="validation, without label smoothing"),

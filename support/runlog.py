@@ -36,13 +36,15 @@ def versions():
 
 
 def commit():
-    """The commit of these scripts, with -dirty behind it where a script was changed since."""
+    """The commit of these scripts, with -dirty behind it where a script was changed since; unknown where git does not
+    track them."""
     git = ["git", "-C", str(Path(__file__).resolve().parent.parent)]
 
     def answer(*words):
         return subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        answer("ls-files", "--error-unmatch", "train.py")  # fails where the repository is that of a folder above
         dirty = answer("diff", "--name-only", "HEAD", "--", "*.py", ":!tests")
         return answer("rev-parse", "--short", "HEAD") + ("-dirty" if dirty else "")
     except (OSError, subprocess.CalledProcessError):

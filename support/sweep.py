@@ -43,8 +43,12 @@ def smooth(losses, decades):
     as twice the first at most: a few that explode would hide what came before them.
     """
     losses = losses.clamp(max=2 * losses[0].item())
-    weights = torch.exp(-0.5 * ((decades.unsqueeze(1) - decades) / SMOOTHING) ** 2)
-    return weights @ losses / weights.sum(dim=1)
+
+    def averaged(some):
+        weights = torch.exp(-0.5 * ((some.unsqueeze(1) - decades) / SMOOTHING) ** 2)
+        return weights @ losses / weights.sum(dim=1)
+
+    return torch.cat([averaged(some) for some in decades.split(1000)])  # [S, S] weights at once take too much memory
 
 
 def suggestions(smoothed, decades):

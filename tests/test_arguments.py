@@ -26,7 +26,7 @@ BAD_VALUES = {
     "--augment-corruptions": "-0.1 1.1 nan half",
     # tiny has no argmax
     "--model": "huge BASE tiny+typo tiny+argmax tiny+mended+no-nine narrow-trunk+early-softmax two-softmax +mended",
-    "--learning-rate": "0 -0.01 nan inf -inf 1e-400 fast",
+    "--learning-rate": "0 -0.01 nan inf -inf 1e-400 1e40 fast",
     "--weight-decay": "-1 nan inf",
     "--averaging-eta": "1e7 -0.5 nan none",
     "--label-smoothing": "1 -0.1",

@@ -107,6 +107,12 @@ def test_the_same_input_gives_the_same_bytes_and_dark_gives_others(run, tmp_path
     assert light != dark and b"<dc:date>" not in light
 
 
+def test_dollars_in_a_name_do_not_make_a_formula(run, tmp_path):
+    shutil.copy(RECORDS / "tiny-s0.csv", tmp_path / "a$^$b.csv")
+    status, _, err = run(plot, "a$^$b.csv", "--format", "svg")
+    assert status == 0 and not err and "a$^$b" in (tmp_path / "figures" / "curves-a$^$b.svg").read_text()
+
+
 def test_seeds_are_one_curve_with_a_band_of_one_standard_deviation():
     runs = [curves.Run([{"epoch": 1.0, "sum_loss": loss}], {"sum_accuracy": loss}, "") for loss in (1.0, 3.0)]
     assert curves.curve(runs, "sum_loss") == ([1], [2.0], [pytest.approx(2 - 2**0.5)], [pytest.approx(2 + 2**0.5)])

@@ -31,5 +31,9 @@ def test_the_commit_is_marked_where_a_script_was_changed_and_unknown_without_git
         assert commit() == f"{head}-dirty"
         file.write_text("1\n")
     assert commit() == head
+    monkeypatch.setattr(runlog, "__file__", str(tmp_path / "unpacked" / "support" / "runlog.py"))
+    shutil.copytree(tmp_path / "support", tmp_path / "unpacked" / "support")
+    assert commit() == "unknown"  # the repository is that of a folder above
+    monkeypatch.setattr(runlog, "__file__", str(tmp_path / "support" / "runlog.py"))
     shutil.rmtree(tmp_path / ".git")
     assert commit() == "unknown"

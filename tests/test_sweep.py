@@ -80,6 +80,14 @@ def test_the_suggestions_are_where_a_known_loss_falls_and_rises():
         suggestions(torch.full_like(decades, 5.0), decades)
 
 
+def test_a_long_sweep_is_smoothed_in_parts_as_it_is_at_once():
+    decades = torch.linspace(-7, 1, 2500, dtype=torch.float64)
+    losses = torch.rand(2500, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    losses[0] = 1.0  # above half of all others, so that none is cut
+    weights = torch.exp(-0.5 * ((decades.unsqueeze(1) - decades) / sweep.SMOOTHING) ** 2)
+    torch.testing.assert_close(sweep.smooth(losses, decades), weights @ losses / weights.sum(dim=1))
+
+
 def test_a_loss_that_is_not_finite_from_the_start_is_named(run, small_flags, monkeypatch, tmp_path):
     monkeypatch.setattr(train, "train_epoch", lambda *_: torch.full((300, 4), math.nan))
     status, _, err = run(train, *small_flags, "--find-lr")
