@@ -141,7 +141,10 @@ class Parser(argparse.ArgumentParser):
         )
 
     def parse_args(self, args=None, namespace=None):
-        parsed, unknown = self.parse_known_args(args, namespace)
+        args = sys.argv[1:] if args is None else args
+        # Files may stand on both sides of a flag; what follows "--" would be read as flags again.
+        parse = self.parse_known_args if "--" in args else self.parse_known_intermixed_args
+        parsed, unknown = parse(args, namespace)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
             close = difflib.get_close_matches(unknown[0].split("=")[0][:50], flags, n=1)

@@ -133,6 +133,14 @@ def test_one_unusable_image_does_not_hide_the_others(ask, plain, tmp_path):
     assert f"{blank} shows no ink" in err and "cannot read none.png: No such file" in err
 
 
+def test_images_may_stand_on_both_sides_of_a_flag(ask, plain, tmp_path):
+    other = save(tmp_path / "-7.png", np.array(Image.open(plain)))
+    status, out, _ = ask(plain, "--number", 5, plain)
+    assert status == 0 and out.count(f"{plain}: digit") == 2
+    status, out, _ = ask("--number", 5, "--", other.name)  # begins as a flag does
+    assert status == 0 and "-7.png: digit" in out
+
+
 def test_the_committed_network_is_taken_where_no_other_is(run, plain, trained, tmp_path):
     assert run(predict, plain)[1].startswith(f"network: tiny, {TINY}\n")  # whatever the current folder is
     (tmp_path / "best.pt").write_bytes((trained / "best.pt").read_bytes())
