@@ -142,7 +142,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else args
-        # Files may stand on both sides of a flag; what follows "--" would be read as flags again.
+        # Files may stand on both sides of a flag, but where there is "--": what follows it would be read as flags.
         parse = self.parse_known_args if "--" in args else self.parse_known_intermixed_args
         parsed, unknown = parse(args, namespace)
         if unknown:
