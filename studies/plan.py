@@ -203,7 +203,7 @@ def plan(only=None):
     if only is None:
         return runs
     shown = {prefix for group in only for prefix in SHOWN_TOO.get(group, ())}
-    wanted = {name: command for name, command in runs.items() if re.sub(r"-s\d+$", "", name) in shown}
+    wanted = {name: command for name, command in runs.items() if name.rpartition("-s")[0] in shown}
     wanted |= {name: command for group in only for name, command in made.get(group, {}).items()}
     commands = [*wanted.values(), *(command for group, command in studies().values() if group in only)]
     read = set().union(*map(needed, commands))

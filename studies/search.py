@@ -231,7 +231,7 @@ def main(argv=None):
         if args.json and args.json.exists():  # another process may have added rows
             others = read_record(args.json, args.search, setting)["rows"]
             done |= {(row["what"], row["seed"]): row for row in filter(current, others)}
-        done[what, seed] = dict(what=what, seed=seed, change=describe(change)) | made | figures
+        done[what, seed] = dict(what=what, seed=seed, change=meant[what]) | made | figures
         names = [*rows, *sorted({what for what, _ in done} - rows.keys())]  # rows of another version stay, at the end
         record["rows"] = sorted(done.values(), key=lambda row: (names.index(row["what"]), row["seed"]))
         if args.json:

@@ -142,7 +142,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else args
-        # Files may stand on both sides of a flag, but where there is "--": what follows it would be read as flags.
+        # Files may stand on both sides of a flag. Not with "--": what follows it would be parsed for flags again.
         parse = self.parse_known_args if "--" in args else self.parse_known_intermixed_args
         parsed, unknown = parse(args, namespace)
         if unknown:
@@ -183,13 +183,13 @@ def integer(low, high=2**31 - 1):
 
 
 def real(low, high=3.4e38, above=False):
-    """An argparse type: a number from `low` to `high`, by default the largest float32; with `above`, greater than
+    """An argparse type: a number from `low` to `high`, by default about the largest float32; with `above`, greater than
     `low`."""
 
     def parse(text):
         value = float(text)
         if not low <= value <= high or (above and value == low):
-            wanted = f"above {low}" if above and value <= low else span(low, high)
+            wanted = f"above {low}" if above and value <= low else span(low, math.inf if value < low else high)
             raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
         return value
 

@@ -8,7 +8,7 @@ import pytest
 
 import train
 from conftest import ROOT
-from studies import reproduce
+from studies import older_code, reproduce
 from studies.plan import DISTILL, RECORDS, REPLAY, SHARED, groups, needed, plan, read_accuracies, studies
 from studies.tables import aims, index_rows, likeness, tables, tries
 from support.cli import UserError
@@ -101,13 +101,13 @@ def committed(tmp_path, monkeypatch):
         (tmp_path / file).write_text(content)
         git("add", "-A")
         git("commit", "-m", content)
-        reproduce.code_of.cache_clear()
+        older_code.code_of.cache_clear()
         return git("rev-parse", "--short", "HEAD")
 
     git("init")
-    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    monkeypatch.setattr(older_code, "ROOT", tmp_path)
     yield commit
-    reproduce.code_of.cache_clear()
+    older_code.code_of.cache_clear()
 
 
 def test_a_record_is_not_of_older_code_where_only_an_encoding_changed_that_it_does_not_use(tmp_path, committed):
@@ -117,9 +117,9 @@ def test_a_record_is_not_of_older_code_where_only_an_encoding_changed_that_it_do
     for encoding in ("onehot", "binary"):
         log = HEADER.format(date="", commit=first, arguments=f"seed=0 sum_encoding={encoding}")
         (records / f"{encoding}.txt").write_text(log)
-    assert reproduce.by_older_code(records) is None
+    assert older_code.by_older_code(records) is None
     committed("model.py", "class BinarySum:\n    bits = 6\n")
-    assert reproduce.by_older_code(records) == f"1 of 2 records are of older code of the loop: 1 of {first}"
+    assert older_code.by_older_code(records) == f"1 of 2 records are of older code of the loop: 1 of {first}"
 
 
 def test_records_of_another_loop_are_counted_by_commit(tmp_path, committed):
@@ -140,18 +140,18 @@ def test_records_of_another_loop_are_counted_by_commit(tmp_path, committed):
     record("a", second)
     record("b", last)
     record("c", last, REPLAY)
-    assert reproduce.by_older_code(records) is None  # the change of the replays is none of theirs
+    assert older_code.by_older_code(records) is None  # the change of the replays is none of theirs
     for name, commit in (("d", first), ("e", first), ("f", f"{last}-dirty"), ("g", f"--output={tmp_path}/option")):
         record(name, commit)
     record("h", second, REPLAY)
     record("i", last, DISTILL)  # without that file
     record("j", committed("studies/distill.py", "4"), DISTILL)
-    said = reproduce.by_older_code(records)
+    said = older_code.by_older_code(records)
     counts = f"2 of {first}, 1 of {last}-dirty, 1 of --output={tmp_path}/option, 1 of {second}, 1 of {last}"
     assert said == f"6 of 10 records are of older code of the loop: {counts}"
     assert not list(tmp_path.glob("option*"))  # the commit of a log is no option of git
     committed("evaluate.py", "def score():\n    return 2\n")
-    assert reproduce.by_older_code(records).startswith("10 of 10 records")
+    assert older_code.by_older_code(records).startswith("10 of 10 records")
 
 
 @pytest.mark.parametrize(
@@ -165,18 +165,18 @@ def test_records_of_another_loop_are_counted_by_commit(tmp_path, committed):
     ],
 )
 def test_of_the_loops_what_changes_no_result_is_left_out(line, left_out):
-    assert reproduce.left_out(ast.parse(line).body[0]) is left_out
+    assert older_code.left_out(ast.parse(line).body[0]) is left_out
 
 
 def test_of_evaluate_only_what_the_loops_run_is_compared():
     lines = ["from a import b", "N = 1", "def score(x): return half(x)", "def half(x): return x / N", "def main(): b()"]
-    kept = reproduce.reached(ast.parse("\n".join(lines)).body, ["score"])
+    kept = older_code.reached(ast.parse("\n".join(lines)).body, ["score"])
     assert [ast.unparse(node).splitlines()[0] for node in kept] == ["N = 1", "def score(x):", "def half(x):"]
     taken = set()
-    for file in (*reproduce.DISTILL_LOOP, *reproduce.REPLAY_LOOP):
+    for file in (*older_code.DISTILL_LOOP, *older_code.REPLAY_LOOP):
         imports = [node for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.ImportFrom)]
         taken |= {alias.name for node in imports if node.module == "evaluate" for alias in node.names}
-    assert taken == set(reproduce.SCORING)
+    assert taken == set(older_code.SCORING)
 
 
 def test_the_studies_scored_the_networks_of_the_logs():
