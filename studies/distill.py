@@ -9,7 +9,8 @@ addend, they are the sum's (G. Hinton et al., arXiv 1503.02531). Cross-entropy
 is linear in its target, so over the turns the gradient is on average that of
 the mean of all teachers. The run writes the files of train.py but last.pt,
 since train.py would continue it without its teachers: interrupted, it starts
-again, under another --run-name.
+again, under another --run-name. --precision is that of the pupil; the teachers
+compute in what its "auto" means on the device, which is faster.
 """
 
 import sys
@@ -36,20 +37,24 @@ from data import DIGITS, SUMS, Batches
 from evaluate import load_model
 from model import TwoHeadNet
 from support import processes
-from support.device import choose_device, set_deterministic
+from support.device import choose_device, choose_precision, set_deterministic
 from support.flags import SIZES
 from support.run_files import RunFiles
 
 
-def taught_batches(teachers, bfloat16):
-    """The subclass of Batches that yields probabilities as targets: digit [B, 10], sum [B, K, 19], or [B, 19]."""
+def taught_batches(teachers):
+    """The subclass of Batches that yields probabilities as targets: digit [B, 10], sum [B, K, 19], or [B, 19].
+
+    The teachers compute in what `--precision auto` means on the device, whatever the precision of their pupil.
+    """
 
     class TaughtBatches(Batches):
         def epoch(self, epoch):
+            bfloat16 = choose_precision("auto", self.device) == "bfloat16"
             for step, (image, addend, *_) in enumerate(super().epoch(epoch)):
                 teacher = teachers[(epoch + step) % len(teachers)]
                 first = addend if addend.dim() == 1 else addend[:, 0]  # the digit's answer hardly depends on the addend
-                with torch.no_grad(), torch.autocast(image.device.type, torch.bfloat16, enabled=bfloat16):
+                with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=bfloat16):
                     taught = teacher.digit_probabilities(teacher(image, first)[0].float())
                 yield image, addend, taught, shifted(taught, addend)
 
@@ -81,12 +86,11 @@ def main(argv=None):
     device = choose_device(run.device)
     set_deterministic(run.deterministic, device)
     teachers = [load_model(path)[0].to(device, memory_format=torch.channels_last) for path in args.teachers]
-    batches = taught_batches(teachers, run.precision == "bfloat16")
     files = RunFiles(run.out, run.run_name)
     with (
         cli.sigterm_as_interrupt(),
         files.claimed(None),
-        patch.object(TwoHeadNet, "Batches", batches),
+        patch.object(TwoHeadNet, "Batches", taught_batches(teachers)),
         patch.object(files, "save_last", lambda state: None),
     ):
         train.train(run, None, device, files, ["-m", "studies.distill", *argv])

@@ -73,9 +73,8 @@ def train_one(size, change, training, held, seed, device, teacher=None):
     """
     change = dict(change)
     if "teacher" in change:
-        bfloat16 = train.parse_arguments(["--model", size, "--device", device.type])[0].precision == "bfloat16"
         network = teacher(change.pop("teacher"), seed, **change.pop("teacher_changes", {}))
-        change["batches"] = taught_batches([network], bfloat16)
+        change["batches"] = taught_batches([network])
     with changed(size, change) as (arguments, average):
         run = Run(size, training, device, seed=seed, **arguments)
         if average:

@@ -22,16 +22,18 @@ def teachers():
     return [build_model("tiny").eval(), build_model("base").eval()]
 
 
-def test_the_targets_are_the_probabilities_of_the_teachers_in_turn(small, teachers):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_targets_are_the_probabilities_of_the_teachers_in_turn(small, teachers, precision, monkeypatch):
+    monkeypatch.setattr(distill, "choose_precision", lambda name, device: precision if name == "auto" else name)
     images, digits = small[0][:6], small[1][:6]
     plain = Batches(images, digits, 3, addends_per_image=3)
-    taught = distill.taught_batches(teachers, False)(images, digits, 3, addends_per_image=3)
+    taught = distill.taught_batches(teachers)(images, digits, 3, addends_per_image=3)
     for epoch in (0, 1):
         for step, (shown, made) in enumerate(zip(plain.epoch(epoch), taught.epoch(epoch), strict=True)):
             (image, addend, *_), (_, _, target, sums) = shown, made
             teacher = (epoch + step) % 2
-            with torch.no_grad():
-                wanted = teachers[teacher](image, addend[:, 0])[0].softmax(-1)
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+                wanted = teachers[teacher](image, addend[:, 0])[0].float().softmax(-1)
             torch.testing.assert_close(target, wanted)
             for row in range(3):
                 for k in range(3):

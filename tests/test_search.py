@@ -85,12 +85,6 @@ def test_a_pupil_learns_from_the_answers_of_its_teacher(trained, plain, parts):
     asked = []
     assert trained(dict(teacher="fast"), teacher) != plain and asked == [("fast", 0)]
     assert trained({}) == plain
-    for size in ("tiny", "base"):
-        with patch.object(search, "taught_batches", side_effect=InterruptedError) as taught:
-            with pytest.raises(InterruptedError):
-                search.train_one(size, dict(teacher="fast"), *parts, 0, CPU, teacher)
-        precision = train.parse_arguments(["--model", size])[0].precision  # base: bfloat16 where the CPU has it
-        assert taught.call_args.args[1] == (precision == "bfloat16")
 
 
 def test_a_teacher_is_trained_once_a_seed_by_its_own_recipe_on_the_images_of_its_pupil(run, small_dir, monkeypatch):
