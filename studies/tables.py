@@ -294,7 +294,7 @@ def index(folder, names):
         rows.append([f"`{prefix}`", str(number), used, *made])
     for path in sorted(folder.glob("*.json")):
         rows += recorded(path, functools.partial(index_rows, path.name), ["index"])["index"]
-    return table(["records", "runs", "table", "commit", "date", "machine"], rows)
+    return table(["records", "runs", "table", "commit", "date", "machine, threads"], rows)
 
 
 def index_rows(file, record):
@@ -306,8 +306,9 @@ def index_rows(file, record):
 
 
 def short_device(device):
-    """The device of a log for a narrow column: cpu: Intel(R) Xeon(R) Processor @ 2.10GHz -> Intel Xeon."""
-    return re.sub(r"^cpu: |\(R\)| Processor| @ [\d.]+GHz", "", device)
+    """The device of a log for a narrow column: cpu: Intel(R) Xeon(R) Processor @ 2.10GHz, 2 threads -> Intel Xeon
+    2.1 GHz, 2."""
+    return re.sub(r"^cpu: |\(R\)| Processor| @| threads?$|(?<=\d)0?(?=GHz)", "", device).replace("GHz", " GHz")
 
 
 def without_seed(name):

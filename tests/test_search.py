@@ -226,6 +226,15 @@ def test_the_table_tells_no_difference_from_too_few_seeds():
     assert "-1.000 ± 0.000" in lines[4] and "99.100 ± 0.100" in lines[0]
 
 
+def test_the_table_shows_no_seconds_of_a_search_that_others_may_have_slowed_down():
+    figures = dict(joint_accuracy=99.0, head_agreement=99.0, seconds=7.0)
+    record = {"search": "base", "versions": "", "data set": ""}
+    record["rows"] = [dict(what="first", seed=0, commit="0000000") | figures]
+    for threads, columns in (("1 thread", 6), ("2 threads", 7)):
+        *_, line = search.search_tables(record | {"device": f"cpu: X, {threads}"})["search-base"].splitlines()
+        assert line.count("|") == columns + 1 and line.endswith(" 7 |") == (columns == 7)
+
+
 def test_a_record_of_another_search_is_refused_by_the_tables(tmp_path):
     (tmp_path / "search-tiny.json").write_text((ROOT / "logs" / "records" / "search-base.json").read_text())
     with pytest.raises(UserError, match="is damaged, or of another version"):
