@@ -13,6 +13,7 @@ again, under another --run-name. --precision is that of the pupil; the teachers
 compute in what its "auto" means on the device, which is faster.
 """
 
+import itertools
 import sys
 from unittest.mock import patch
 
@@ -31,6 +32,7 @@ if __name__ == "__main__":
     cli.begin_script(make_parser)  # answers --help and a mistyped flag before PyTorch is imported, which takes seconds
 
 import torch
+from torch.optim.swa_utils import update_bn
 
 import train
 from data import DIGITS, SUMS, Batches
@@ -40,6 +42,9 @@ from support import processes
 from support.device import choose_device, choose_precision, set_deterministic
 from support.flags import SIZES
 from support.run_files import RunFiles
+
+STATISTICS_BATCHES = 100  # 12,800 images, drawn as in training
+TRAIN_EPOCH = train.train_epoch
 
 
 def taught_batches(teachers):
@@ -70,6 +75,17 @@ def shifted(probabilities, addend):
     return probabilities.new_zeros(*addend.shape, SUMS).scatter(-1, positions, probabilities)
 
 
+def train_epoch(args, model, network, optimizer, averaged, batches, epoch):
+    """As `train_epoch` of train.py; then batch norm's statistics for the averaged weights are estimated anew, on
+    training images (P. Izmailov et al., arXiv 1803.05407). `averaged` holds the mean of the statistics of each step's
+    weights, which are not those of the mean of the weights."""
+    figures = TRAIN_EPOCH(args, model, network, optimizer, averaged, batches, epoch)
+    if averaged:
+        images = (image for image, *_ in itertools.islice(Batches.epoch(batches, epoch), STATISTICS_BATCHES))
+        update_bn(images, averaged.module.encoder)
+    return figures
+
+
 def train_arguments(flags):
     """The arguments of train.py for these flags, without label smoothing unless they ask for it. Raises UserError."""
     return train.parse_arguments(["--label-smoothing", "0", *flags])[0]
@@ -91,6 +107,7 @@ def main(argv=None):
         cli.sigterm_as_interrupt(),
         files.claimed(None),
         patch.object(TwoHeadNet, "Batches", taught_batches(teachers)),
+        patch.object(train, "train_epoch", train_epoch),
         patch.object(files, "save_last", lambda state: None),
     ):
         train.train(run, None, device, files, ["-m", "studies.distill", *argv])

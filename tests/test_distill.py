@@ -9,6 +9,7 @@ from data import Batches
 from evaluate import load_model
 from model import build_model
 from studies import distill
+from studies.measure import Run
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,18 @@ def test_the_targets_are_the_probabilities_of_the_teachers_in_turn(small, teache
                     low = int(addend[row, k])
                     torch.testing.assert_close(sums[row, k, low : low + 10], wanted[row])
                     assert sums[row, k].sum().item() == pytest.approx(1)
+
+
+def test_the_statistics_of_batch_norm_are_those_of_the_averaged_weights(small):
+    """The first batch norm sees the first convolution's output, pooled, on the batches of the epoch."""
+    run = Run("tiny", (small[0][:256], small[1][:256]), torch.device("cpu"), epochs=1)
+    parts = run.args, run.model, run.network, run.optimizer, run.averaged, run.batches
+    distill.train_epoch(*parts, 0)
+    first, encoder = next(m for m in run.scored.modules() if isinstance(m, torch.nn.BatchNorm2d)), run.scored.encoder
+    before = encoder[: list(encoder).index(first)]
+    with torch.no_grad():
+        means = [before(image).mean((0, 2, 3)) for image, *_ in run.batches.epoch(0)]
+    torch.testing.assert_close(first.running_mean, torch.stack(means).mean(0), rtol=1e-3, atol=1e-4)
 
 
 def test_sure_teachers_give_the_usual_loss(small, teachers):
