@@ -68,7 +68,10 @@ def test_sure_teachers_give_the_usual_loss(small, teachers):
     assert torch.equal(of_probabilities, model.accuracies(digit_logits, sum_logits, digit, whole))
 
 
-def test_a_teacher_changes_the_weights_and_no_checkpoint_goes_on_without_it(run, teacher, small_flags, tmp_path):
+def test_a_teacher_changes_the_weights_and_no_checkpoint_goes_on_without_it(
+    run, teacher, small_flags, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(distill, "STATISTICS_BATCHES", 1)
     flags = [*small_flags, "--epochs", "1", "--label-smoothing", "0"]
     assert run(train, *flags, "--run-name", "plain")[0] == 0
     (tmp_path / "last.pt").unlink()
@@ -77,6 +80,11 @@ def test_a_teacher_changes_the_weights_and_no_checkpoint_goes_on_without_it(run,
     assert status == 0, err
     (plain, _), (taught, state) = (load_model(tmp_path / "logs" / f"{name}-best.pt") for name in ("plain", "taught"))
     assert not same(plain.state_dict(), taught.state_dict()) and state["args"]["label_smoothing"] == 0
+    seen = [
+        {m.num_batches_tracked.item() for m in net.modules() if hasattr(m, "num_batches_tracked")}
+        for net in (plain, taught)
+    ]
+    assert seen[0] != {1} and seen[1] == {1}  # batches of the statistics: of the training, of the estimate after it
     assert "python -m studies.distill --teachers" in (tmp_path / "logs" / "taught.txt").read_text()
     assert not list(tmp_path.rglob("*last.pt"))  # train.py would continue it without its teachers
 

@@ -72,8 +72,8 @@ def test_the_index_has_a_line_for_each_date_commit_and_machine(tmp_path):
         write_run(tmp_path, name, command, f"2026-01-0{seed + 1}", f"abc{seed}")
     lines = [line.split("|") for line in tables(tmp_path, commands)["index"].splitlines()[2:]]
     assert [[cell.strip() for cell in line[1:-1]] for line in lines] == [
-        ["`base`", "1", "results", "abc0", "2026-01-01", "A, 1 thread"],
-        ["`base`", "1", "results", "abc1", "2026-01-02", "A, 1 thread"],
+        ["`base`", "1", "results", "abc0", "2026-01-01", "A, 1"],
+        ["`base`", "1", "results", "abc1", "2026-01-02", "A, 1"],
     ]
 
 
@@ -208,9 +208,10 @@ def test_the_index_has_each_commit_of_a_record_with_its_date():
     rows = [dict(commit=commit, date=date) for commit, date in made]
     record = dict(commit="a", date="2026-01-01", device="cpu: X, 1 thread")
     lines = index_rows("search-base.json", record | {"rows": rows})["index"]
-    assert [line[3:] for line in lines] == [["a", "2026-01-01", "X, 1 thread"], ["b", "2026-01-02", "X, 1 thread"]]
-    record["device"] = "cpu: X(R) Processor @ 2.10GHz, 1 thread"
-    assert index_rows("errors-cpu.json", record)["index"] == [["`errors-cpu.json`", "", "errors", *lines[0][3:]]]
+    assert [line[3:] for line in lines] == [["a", "2026-01-01", "X, 1"], ["b", "2026-01-02", "X, 1"]]
+    record["device"] = "cpu: X(R) Processor @ 2.10GHz, 2 threads"
+    (line,) = index_rows("errors-cpu.json", record)["index"]
+    assert line == ["`errors-cpu.json`", "", "errors", *lines[0][3:5], "X 2.1 GHz, 2"]
 
 
 @pytest.mark.parametrize(("old", "new"), [("average-pooling,2,", "average,2,"), ("_loss,", "_lost,")])
