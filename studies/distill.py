@@ -9,8 +9,9 @@ addend, they are the sum's (G. Hinton et al., arXiv 1503.02531). Cross-entropy
 is linear in its target, so over the turns the gradient is on average that of
 the mean of all teachers. The run writes the files of train.py but last.pt,
 since train.py would continue it without its teachers: interrupted, it starts
-again, under another --run-name. --precision is that of the pupil; the teachers
-compute in what its "auto" means on the device, which is faster.
+again, under another --run-name. --precision applies to the pupil; the teachers
+use what "auto" chooses for the device. After each epoch, batch norm's statistics
+are estimated anew for the averaged weights.
 """
 
 import itertools
