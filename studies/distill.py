@@ -10,8 +10,8 @@ is linear in its target, so over the turns the gradient is on average that of
 the mean of all teachers. The run writes the files of train.py but last.pt,
 since train.py would continue it without its teachers: interrupted, it starts
 again, under another --run-name. --precision applies to the pupil; the teachers
-use what "auto" chooses for the device. After each epoch, batch norm's statistics
-are estimated anew for the averaged weights.
+use what "auto" chooses for the device. After each epoch, the statistics of
+batch norm are estimated anew for the averaged weights.
 """
 
 import itertools
