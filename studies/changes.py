@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import data
 import model
 import train
-from studies.distill import shifted
+from studies import distill
 from support import optim
 from support.device import count
 
@@ -109,18 +109,25 @@ def taught_by_digit(weight):
 
     def add(self, sum_logits, sum_target, label_smoothing=0.0):
         addend = sum_target - (seen["digit"] if sum_target.dim() == 1 else seen["digit"].unsqueeze(1))
-        target = shifted(seen["probabilities"], addend)
+        target = distill.shifted(seen["probabilities"], addend)
         loss = sum_loss(self, sum_logits, sum_target, label_smoothing)
         return loss + weight * F.cross_entropy(sum_logits.flatten(0, -2), target.flatten(0, -2))
 
     return dict(digit_loss=keep, sum_loss=add)
 
 
+def estimate_at_the_end(args, *parts):
+    """As `train_epoch` of train.py, and after the last epoch as that of studies/distill.py."""
+    *_, epoch = parts
+    last = epoch + 1 == args.epochs
+    return (distill.train_epoch if last else distill.TRAIN_EPOCH)(args, *parts)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The rows: arguments of train.py; "network": arguments of `encoder`, or of the size; "warps": the only ones;
-# "batches", "schedule_function" and "average" replace what their names say; "nesterov": momentum of SGD; "agreement":
-# `taught_by_digit`; "teacher": the size of a network whose answers replace the labels; "teacher_changes": arguments of
-# its training.
+# "batches", "schedule_function", "train_epoch" and "average" replace what their names say; "nesterov": momentum of SGD;
+# "agreement": `taught_by_digit`; "teacher": the size of a network whose answers replace the labels; "teacher_changes":
+# arguments of its training.
 
 ADAMW, MUON, SGD = dict(optimizer="adamw"), dict(optimizer="muon"), dict(optimizer="sgd", weight_decay=5e-4)
 ABLATIONS = {
@@ -174,6 +181,7 @@ WIDTHS = {
 }
 WIDE, DEEP = ((16,), (32, 32), (64, 64)), ((16, 16), (32, 32), (64, 64))  # channels; with features for 120,000 weights
 TAUGHT = dict(teacher="large", label_smoothing=0.0)  # as studies/distill.py, but by one teacher
+ANEW = dict(train_epoch=estimate_at_the_end)
 LARGER = dict(batch_size=256, precision="bfloat16")
 TRIES = {  # base, tiny, large: with AdamW unless a row names another optimiser; tiny at 0.02, its rate with AdamW
     "base": {
@@ -204,7 +212,12 @@ TRIES = {  # base, tiny, large: with AdamW unless a row names another optimiser;
         # 1906.02629
         "answers of a large without smoothing": TAUGHT | dict(teacher_changes=dict(label_smoothing=0.0)),
     },
-    "tiny-distilled": {"labels": {}, "answers of a large": TAUGHT},
+    "tiny-distilled": {
+        "labels": {},
+        "labels, statistics anew": ANEW,
+        "answers of a large": TAUGHT,
+        "answers of a large, statistics anew": TAUGHT | ANEW,
+    },
     "agreement": {
         "as it is": {},
         "hidden layer of 1024": dict(network=dict(hidden=1024)),
@@ -259,6 +272,8 @@ def changed(size, change):
         patches.append(patch.dict(optim.OPTIMIZERS, sgd=nesterov))
     if "schedule_function" in change:
         patches.append(patch.object(train, "learning_rate_at", change.pop("schedule_function")))
+    if "train_epoch" in change:
+        patches.append(patch.object(train, "train_epoch", change.pop("train_epoch")))
     if "agreement" in change:
         patches.append(patch.multiple(model.TwoHeadNet, **taught_by_digit(change.pop("agreement"))))
     average = change.pop("average", None)

@@ -19,7 +19,7 @@ from support.cli import UserError
 
 CPU = torch.device("cpu")
 OWN = (
-    *("network", "warps", "batches", "nesterov", "schedule_function"),
+    *("network", "warps", "batches", "nesterov", "schedule_function", "train_epoch"),
     *("average", "agreement", "teacher", "teacher_changes"),
 )
 REPLACING = {what: change for what, change in changes.ABLATIONS.items() if any(name in change for name in OWN)}
@@ -67,6 +67,22 @@ def test_each_replacement_acts_and_leaves_nothing_behind(trained, plain, what):
 
     before = replaced()
     assert trained(REPLACING[what]) != plain and replaced() == before
+
+
+def test_new_statistics_leave_the_weights(parts):
+    scored = []
+    for change in ({}, changes.ANEW):
+        with changes.changed("tiny", change) as (arguments, _):
+            run = search.Run("tiny", parts[0], CPU, epochs=2, **arguments)
+            run.train()
+        scored.append(run.scored)
+    steps = len(run.batches)
+    for name, value in scored[0].state_dict().items():
+        other = scored[1].state_dict()[name]
+        if name.endswith("num_batches_tracked"):
+            assert (value, other) == (2 * steps, steps)  # the training's; the estimate's, after the last epoch
+        else:
+            assert torch.equal(value, other) == ("running" not in name), name
 
 
 def test_a_change_of_the_width_leaves_the_depth():
