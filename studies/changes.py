@@ -117,7 +117,8 @@ def taught_by_digit(weight):
 
 
 def estimate_at_the_end(args, *parts):
-    """As `train_epoch` of train.py, and after the last epoch as that of studies/distill.py."""
+    """As `train_epoch` of train.py; in the last epoch as that of studies/distill.py, which then estimates batch norm's
+    statistics anew. Each estimate replaces the one before, so the last is enough."""
     *_, epoch = parts
     last = epoch + 1 == args.epochs
     return (distill.train_epoch if last else distill.TRAIN_EPOCH)(args, *parts)
@@ -181,7 +182,7 @@ WIDTHS = {
 }
 WIDE, DEEP = ((16,), (32, 32), (64, 64)), ((16, 16), (32, 32), (64, 64))  # channels; with features for 120,000 weights
 TAUGHT = dict(teacher="large", label_smoothing=0.0)  # as studies/distill.py, but by one teacher
-ANEW = dict(train_epoch=estimate_at_the_end)
+NEW_STATISTICS = dict(train_epoch=estimate_at_the_end)
 LARGER = dict(batch_size=256, precision="bfloat16")
 TRIES = {  # base, tiny, large: with AdamW unless a row names another optimiser; tiny at 0.02, its rate with AdamW
     "base": {
@@ -214,9 +215,9 @@ TRIES = {  # base, tiny, large: with AdamW unless a row names another optimiser;
     },
     "tiny-distilled": {
         "labels": {},
-        "labels, statistics anew": ANEW,
+        "labels, statistics anew": NEW_STATISTICS,
         "answers of a large": TAUGHT,
-        "answers of a large, statistics anew": TAUGHT | ANEW,
+        "answers of a large, statistics anew": TAUGHT | NEW_STATISTICS,
     },
     "agreement": {
         "as it is": {},

@@ -6,12 +6,13 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from torch.optim.swa_utils import update_bn
 
 import data
 import model
 import train
 from conftest import ROOT
-from studies import changes, search
+from studies import changes, distill, search
 from studies.measure import held_out
 from studies.tables import searches
 from support import optim
@@ -69,12 +70,16 @@ def test_each_replacement_acts_and_leaves_nothing_behind(trained, plain, what):
     assert trained(REPLACING[what]) != plain and replaced() == before
 
 
-def test_new_statistics_leave_the_weights(parts):
+def test_new_statistics_leave_the_weights_and_are_estimated_once(parts):
     scored = []
-    for change in ({}, changes.ANEW):
-        with changes.changed("tiny", change) as (arguments, _):
+    for change in ({}, changes.NEW_STATISTICS):
+        with (
+            changes.changed("tiny", change) as (arguments, _),
+            patch.object(distill, "update_bn", wraps=update_bn) as new,
+        ):
             run = search.Run("tiny", parts[0], CPU, epochs=2, **arguments)
             run.train()
+        assert new.call_count == bool(change) and train.train_epoch is distill.TRAIN_EPOCH
         scored.append(run.scored)
     steps = len(run.batches)
     for name, value in scored[0].state_dict().items():
