@@ -44,7 +44,7 @@ from support.device import choose_device, choose_precision, set_deterministic
 from support.flags import SIZES
 from support.run_files import RunFiles
 
-STATISTICS_BATCHES = 100  # 12,800 images, drawn as in training
+STATISTICS_BATCHES = 100  # 12,800 images in batches of 128, drawn as in training
 TRAIN_EPOCH = train.train_epoch
 
 

@@ -55,6 +55,14 @@ def test_the_statistics_of_batch_norm_are_those_of_the_averaged_weights(small):
     torch.testing.assert_close(first.running_mean, torch.stack(means).mean(0), rtol=1e-3, atol=1e-4)
 
 
+def test_without_averaging_the_statistics_are_those_of_the_training(small):
+    run = Run("tiny", (small[0][:256], small[1][:256]), torch.device("cpu"), epochs=1, averaging_eta=0.0)
+    distill.train_epoch(run.args, run.model, run.network, run.optimizer, run.averaged, run.batches, 0)
+    other = Run("tiny", (small[0][:256], small[1][:256]), torch.device("cpu"), epochs=1, averaging_eta=0.0)
+    other.train()
+    assert same(run.scored.state_dict(), other.scored.state_dict())
+
+
 def test_sure_teachers_give_the_usual_loss(small, teachers):
     """Probabilities of 0 and 1 are labels, in the losses and in the accuracies."""
     digit, addend = torch.tensor([3, 7]), torch.tensor([[1, 9], [0, 5]])
