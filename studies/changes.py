@@ -148,10 +148,8 @@ ABLATIONS = {
     "mean of a quarter, constant rate 0.003": dict(average=LastQuarter, schedule="constant", learning_rate=0.003),
     **{f"label smoothing {share}": dict(label_smoothing=share) for share in (0.0, 0.05, 0.2)},
     **{f"weight decay {decay}": dict(weight_decay=decay) for decay in (0.0, 0.03, 0.3)},
-    "half the width, three convolutions": dict(network=dict(stages=((8,), (16,), (32,)), features=32, hidden=64)),
-    "1.5 times the width, three convolutions": dict(
-        network=dict(stages=((24,), (48,), (96,)), features=96, hidden=192)
-    ),
+    "half the width": dict(network=dict(stages=((8,), (16,), (32, 32)), features=32, hidden=64)),
+    "1.5 times the width": dict(network=dict(stages=((24,), (48,), (96, 96)), features=96, hidden=192)),
     "one convolution in each stage": dict(network=dict(stages=((16,), (32,), (64,)))),
     "two convolutions in each stage": dict(network=dict(stages=((16, 16), (32, 32), (64, 64)))),
     **{f"hidden layer of {width}": dict(network=dict(hidden=width)) for width in (32, 512)},
@@ -173,12 +171,7 @@ ABLATIONS = {
     "sum weight 3": dict(sum_weight=3.0),
     **{f"sum taught by the digit, weight {weight}": dict(agreement=weight) for weight in (1.0, 3.0)},
     "sum without parameters": dict(sum_encoding="shift"),
-    **{count(epochs, "epoch"): dict(epochs=epochs) for epochs in (1, 2, 5, 10, 20, 30)},
-}
-WIDTHS = {
-    "as it is": {},
-    "half the width": dict(network=dict(stages=((8,), (16,), (32, 32)), features=32, hidden=64)),
-    "1.5 times the width": dict(network=dict(stages=((24,), (48,), (96, 96)), features=96, hidden=192)),
+    **{count(epochs, "epoch"): dict(epochs=epochs) for epochs in (1, 2, 5, 10, 30)},
 }
 WIDE, DEEP = ((16,), (32, 32), (64, 64)), ((16, 16), (32, 32), (64, 64))  # channels; with features for 120,000 weights
 TAUGHT = dict(teacher="large", label_smoothing=0.0)  # as studies/distill.py, but by one teacher
@@ -238,7 +231,6 @@ TRIES = {  # base, tiny, large: with AdamW unless a row names another optimiser;
 }
 SEARCHES = {  # name: size, arguments of all rows, rows
     "ablations": ("base", dict(epochs=3), ABLATIONS),
-    "width": ("base", dict(epochs=3), WIDTHS),
     "base": ("base", ADAMW, TRIES["base"]),
     "tiny": ("tiny", ADAMW | dict(learning_rate=0.02), TRIES["tiny"]),
     "large": ("large", ADAMW, TRIES["large"]),

@@ -175,7 +175,6 @@ def studies():
         "combine-large-cpu.json": ("recipes", "-m studies.combine", ours["large"]),
         **{f"combine-{kind}-cpu.json": ("recipes", "-m studies.combine", names) for kind, names in pupils.items()},
         "search-ablations.json": ("recipes", "-m studies.search ablations --dataset mnist", []),
-        "search-width.json": ("recipes", "-m studies.search width --dataset mnist", []),
         "ladder-cpu.json": ("speed", "-m studies.ladder --dataset mnist", []),
         "benchmark-cpu.json": ("speed", "-m studies.benchmark --dataset mnist", []),
     }
