@@ -100,8 +100,8 @@ ENCODINGS = {
     "addend binary": "--addend-encoding binary",
     "addend embedding": "--addend-encoding embedding",
     "sum binary, five bits": "--sum-encoding binary",
-    "sum as a number, squared error": "--sum-encoding scalar",
-    "sum as a number, root of it": "--sum-encoding scalar-rmse",
+    "sum as a number, mean squared error": "--sum-encoding scalar",
+    "sum as a number, root mean squared error": "--sum-encoding scalar-rmse",
     "sum without parameters: the digit shifted": "--sum-encoding shift",
 }
 PRECISIONS = {"float32": "base-float32", "bfloat16": "base"}  # the names of their runs
