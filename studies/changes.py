@@ -198,7 +198,7 @@ TRIES = {  # base, tiny, large: with AdamW unless a row names another optimiser;
         "Muon, rate 0.04, batches of 256, bfloat16": MUON | LARGER | dict(learning_rate=0.04),
         "Muon, 0.04, 256 in bfloat16, 14 epochs": MUON | LARGER | dict(learning_rate=0.04, epochs=14),
     },
-    "base-distilled": {
+    "base-distilled": {  # with new statistics, as its runs
         "labels": {},
         "answers of a large": TAUGHT,
         "answers of a large, 15 epochs": TAUGHT | dict(epochs=15),
@@ -212,12 +212,6 @@ TRIES = {  # base, tiny, large: with AdamW unless a row names another optimiser;
         "answers of a large": TAUGHT,
         "answers of a large, statistics anew": TAUGHT | NEW_STATISTICS,
     },
-    "agreement": {
-        "as it is": {},
-        "hidden layer of 1024": dict(network=dict(hidden=1024)),
-        "sum taught by the digit, weight 1": dict(agreement=1.0),
-        "both": dict(network=dict(hidden=1024), agreement=1.0),
-    },
     "large": {
         "as it is": {},
         "augmentation 1.5": dict(augment=1.5),
@@ -227,6 +221,9 @@ TRIES = {  # base, tiny, large: with AdamW unless a row names another optimiser;
             network=dict(stages=((32, 64), (64, 128), (128, 256)), features=256), epochs=10
         ),
         "Muon, rate 0.005": MUON | dict(learning_rate=0.005),
+        "hidden layer of 1024": dict(network=dict(hidden=1024)),
+        "sum taught by the digit, weight 1": dict(agreement=1.0),
+        "hidden layer of 1024, taught sum": dict(network=dict(hidden=1024), agreement=1.0),
     },
 }
 SEARCHES = {  # name: size, arguments of all rows, rows
@@ -234,9 +231,8 @@ SEARCHES = {  # name: size, arguments of all rows, rows
     "base": ("base", ADAMW, TRIES["base"]),
     "tiny": ("tiny", ADAMW | dict(learning_rate=0.02), TRIES["tiny"]),
     "large": ("large", ADAMW, TRIES["large"]),
-    "base-distilled": ("base", dict(epochs=30, augment=1.0), TRIES["base-distilled"]),
+    "base-distilled": ("base", dict(epochs=30, augment=1.0) | NEW_STATISTICS, TRIES["base-distilled"]),
     "tiny-distilled": ("tiny", dict(epochs=30), TRIES["tiny-distilled"]),
-    "agreement": ("large", {}, TRIES["agreement"]),
 }
 
 
