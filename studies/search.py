@@ -124,8 +124,8 @@ def read_record(path, search, setting):
 
 def search_tables(record):
     """{name: Markdown}: the machine, then each row and its differences to the first, paired by seed, with their 95 %
-    intervals, those of Student's t. A record on one thread shows no seconds: others may have run beside it."""
-    taken, timed = {}, ", 1 thread" not in record["device"]
+    intervals, those of Student's t."""
+    taken = {}
     for row in record["rows"]:
         taken.setdefault(row["what"], {})[row["seed"]] = row
     (first, *_), lines = taken.values(), []
@@ -137,11 +137,11 @@ def search_tables(record):
             middle, half = statistics.mean(gains), T[len(gains) - 2] * statistics.stdev(gains) / len(gains) ** 0.5
             difference = [f"{middle:+.3f} ± {half:.3f}", verdict(middle, half)]
         agreement = statistics.mean(row["head_agreement"] for row in rows.values())
-        seconds = [f"{statistics.median(row['seconds'] for row in rows.values()):.0f}"] if timed else []
-        lines.append([what, str(len(rows)), mean_sd(joint, 3), *difference, f"{agreement:.3f}", *seconds])
+        seconds = statistics.median(row["seconds"] for row in rows.values())
+        lines.append([what, str(len(rows)), mean_sd(joint, 3), *difference, f"{agreement:.3f}", f"{seconds:.0f}"])
     commits = ", ".join(dict.fromkeys(row["commit"] for row in record["rows"]))
     head = textwrap.fill(f"{record['device']}; {record['versions']}; commit {commits}; {record['data set']}.", 118)
-    made = table(["change", "seeds", "joint %", "difference", "", "agree %", *(["s"] if timed else [])], lines)
+    made = table(["change", "seeds", "joint %", "difference", "", "agree %", "s"], lines)
     return {f"search-{record['search']}": f"{head}\n\n{made}"}
 
 
